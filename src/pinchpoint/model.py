@@ -1,0 +1,329 @@
+"""The words every other module speaks: structs and table schemas. Imports nothing else of ours.
+
+Instants are int64 nanoseconds of the host's monotonic clock (`_ns`); in a virtual-time run they are virtual.
+Durations a person reads are float seconds (`_s`), ratios are 0 to 1, counters end in `_total`.
+None means "not known", never zero.
+"""
+
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+FORMAT_VERSION = 1
+"""Run directory format. History: 1 (0.1.0) first release."""
+
+Status = Literal[
+    "ok",
+    "rejected",  # HTTP 429 or 503: the service said "not now"
+    "http_error",  # any other HTTP status >= 400
+    "stream_error",  # HTTP 200, then an error inside the stream, or a stream that is not what the API promises
+    "transport_error",  # connect refused, reset, TLS failure, closed before an answer
+    "timeout",
+    "cancelled",  # withdrawn by us: the step was decided or the run was stopped
+    "truncated",  # HTTP 200, the stream ended without its end mark or finish reason
+    "dropped",  # never sent: this host could not
+]
+STATUSES: tuple[str, ...] = Status.__args__  # pyright: ignore
+ERROR_STATUSES: tuple[str, ...] = ("rejected", "http_error", "stream_error", "transport_error", "truncated")
+"""Outcomes that the `errors` SLO counts. A timeout is a latency miss and an error; `cancelled` and `dropped` are ours."""
+
+StageKind = Literal["warmup", "search", "overload", "load"]
+Validity = Literal["VALID", "SUSPECT", "INVALID"]
+Layer = Literal["load generator", "application", "model inference", "hardware", "infrastructure", "none"]
+
+
+class Slo(msgspec.Struct, frozen=True):
+    """One promise: at least `attainment_ratio` of the requests satisfy `metric < limit`.
+
+    `ttft p99 < 500ms` is metric "ttft", attainment_ratio 0.99, limit 0.5 (seconds). `errors < 1%` is metric
+    "errors", attainment_ratio 0.99, limit 0.01. `text` is the canonical spelling.
+    """
+
+    metric: Literal["ttft", "tpot", "itl", "e2e", "errors"]
+    attainment_ratio: float
+    limit: float
+    text: str
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """What the service itself says about its limits; None where it does not tell."""
+
+    max_sequences: int | None = None
+    kv_tokens: int | None = None
+    context_tokens: int | None = None
+    max_batched_tokens: int | None = None
+
+
+class TargetFacts(msgspec.Struct, frozen=True):
+    """What the probe found out, how it knows, and what it could not find out."""
+
+    url: str
+    engine: str = "unknown"
+    """vllm, sglang, tgi, llama.cpp, tensorrt-llm, triton, tf-serving, ollama, openai-compatible, unknown"""
+    engine_version: str | None = None
+    engine_evidence: tuple[str, ...] = ()
+    api: str | None = None
+    """Path of the API under load, such as /v1/chat/completions; None if none answered."""
+    models: tuple[str, ...] = ()
+    model: str | None = None
+    streaming: bool | None = None
+    usage_in_stream: bool | None = None
+    limits: Limits = Limits()
+    limit_sources: dict[str, str] = {}
+    metrics_url: str | None = None
+    health_path: str | None = None
+    """Cheapest path that answers without touching the model; used as null request."""
+    server_pids: tuple[int, ...] = ()
+    """Processes on this host that listen on the target's port, or serve it; empty when remote or not visible."""
+    prompt_overhead_tokens: float | None = None
+    """Tokens that the chat template adds to every prompt."""
+    tokens_per_word: float | None = None
+    unknown: tuple[str, ...] = ()
+    """One sentence for each thing that could not be found out, and why."""
+
+
+class Stage(msgspec.Struct, frozen=True):
+    """One stretch of load as it really was."""
+
+    index: int
+    kind: StageKind
+    name: str
+    t0_ns: int
+    """First scheduled instant; requests are scheduled in [t0_ns, t1_ns)."""
+    t1_ns: int
+    drained_ns: int
+    """When the last of its requests had ended or was withdrawn."""
+    settle_ns: int
+    """Requests scheduled before t0_ns + settle_ns are left out of statistics: the batch was still filling."""
+    rate_rps: float | None = None
+    concurrency: int | None = None
+    think_s: float = 0.0
+    decision: Literal["pass", "fail", "undecided", "none"] = "none"
+    reason: str = ""
+
+
+class Capacity(msgspec.Struct, frozen=True):
+    """Highest offered rate whose attainment meets every SLO, as an interval.
+
+    lower_rps: highest rate that passed; None if none did. upper_rps: lowest rate that failed; None if none did, and
+    then capacity is "at least lower_rps". confidence: of each pass and fail decision. proven: both ends were decided
+    by the sequential test; False means that an end is the best estimate from too few requests.
+    """
+
+    lower_rps: float | None
+    upper_rps: float | None
+    confidence: float
+    proven: bool
+    limiting_slo: str | None
+    note: str = ""
+
+
+class Evidence(msgspec.Struct, frozen=True):
+    """One measured comparison. strength is a natural-log likelihood ratio: > 0 speaks for the cause, < 0 against."""
+
+    statement: str
+    strength: float
+    series: tuple[str, ...] = ()
+    observed: float | None = None
+    reference: float | None = None
+    unit: str = ""
+    source: str = ""
+    """Where the reference or threshold comes from."""
+    window: str = ""
+
+
+class Remedy(msgspec.Struct, frozen=True):
+    action: str
+    flag: str | None = None
+    """Exact flag of the engine that was found, with a value where one can be derived."""
+    predicted_effect: str = ""
+
+
+class Finding(msgspec.Struct, frozen=True):
+    """One candidate cause, judged."""
+
+    rule: str
+    """Code, such as SEQ001."""
+    name: str
+    title: str
+    layer: Layer
+    kind: Literal["fault", "physical-limit", "healthy", "load-generator", "unknown"]
+    probability: float
+    explains_ratio: float | None
+    evidence: tuple[Evidence, ...]
+    against: tuple[Evidence, ...]
+    remedies: tuple[Remedy, ...] = ()
+    confirm: str = ""
+
+
+class NotEvaluable(msgspec.Struct, frozen=True):
+    rule: str
+    name: str
+    missing: tuple[str, ...]
+    why: str
+
+
+class ValidityReason(msgspec.Struct, frozen=True):
+    check: str
+    level: Literal["ok", "suspect", "invalid", "unknown"]
+    statement: str
+    observed: float | None = None
+    limit: float | None = None
+    unit: str = ""
+
+
+class StageResult(msgspec.Struct, frozen=True):
+    """Statistics of one stage over its steady part. Quantile fields are None with too few requests."""
+
+    index: int
+    kind: str
+    name: str
+    rate_rps: float | None
+    achieved_rps: float | None
+    completed_rps: float | None
+    goodput_rps: float | None
+    duration_s: float
+    requests: int
+    ok: int
+    errors: dict[str, int]
+    ttft_s: dict[str, float | None]
+    """Keys p50, p90, p95, p99."""
+    tpot_s: dict[str, float | None]
+    e2e_s: dict[str, float | None]
+    ttft_p95_interval_s: tuple[float, float] | None
+    in_flight_mean: float | None
+    output_tokens_per_s: float | None
+    attainment: dict[str, tuple[int, int]]
+    """SLO text -> (requests that met it, requests that count)."""
+    decision: str
+    reason: str
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """The answer. Everything in it is recomputed from the run directory."""
+
+    format_version: int
+    run_id: str
+    status: Literal["complete", "aborted"]
+    validity: Validity
+    validity_reasons: tuple[ValidityReason, ...]
+    slos: tuple[Slo, ...]
+    slos_derived: bool
+    capacity: Capacity | None
+    stages: tuple[StageResult, ...]
+    headline: str
+    findings: tuple[Finding, ...]
+    """Likely first. The first is the answer; its kind may be healthy, physical-limit or unknown."""
+    rejected: tuple[Finding, ...]
+    """Rules that looked and did not fire, with what spoke against them."""
+    not_evaluable: tuple[NotEvaluable, ...]
+    unexplained_ratio: float | None
+    target: TargetFacts
+    notes: tuple[str, ...]
+    exit_code: int
+
+
+class Manifest(msgspec.Struct):
+    """run.json. Written when the run starts and again when it is sealed."""
+
+    format_version: int
+    run_id: str
+    pinchpoint_version: str
+    status: Literal["running", "complete", "aborted"]
+    abort_reason: str | None
+    started_wall: str
+    """ISO 8601, UTC."""
+    t0_ns: int
+    virtual: bool
+    """True when the run was made in virtual time by the lab."""
+    seed: int
+    plan: dict[str, Any]
+    """The normalised plan."""
+    target: TargetFacts
+    slos: tuple[Slo, ...]
+    slos_derived: bool
+    stages: list[Stage]
+    host: dict[str, Any]
+    clock: dict[str, Any]
+    files: dict[str, dict[str, Any]]
+    """name -> {rows, bytes, sha256}; filled when sealed."""
+
+
+SCHEDULE_COLUMNS: dict[str, str] = {
+    "request_id": "uint64",
+    "stage": "uint16",
+    "session_id": "uint32",
+    "turn": "uint16",
+    "offset_ns": "int64?",  # from the stage's t0; null for closed-loop requests, whose instant depends on answers
+    "think_ns": "int64?",
+    "input_tokens": "int32",
+    "max_output_tokens": "int32",
+}
+
+RECORD_COLUMNS: dict[str, str] = {
+    "request_id": "uint64",
+    "stage": "uint16",
+    "worker": "uint16",
+    "scheduled_ns": "int64",
+    "sent_ns": "int64?",
+    "connected_ns": "int64?",  # null when a kept-alive connection was reused
+    "headers_ns": "int64?",
+    "first_byte_ns": "int64?",  # of the response body
+    "first_token_ns": "int64?",  # first reasoning, tool-call or content delta
+    "first_content_ns": "int64?",
+    "last_token_ns": "int64?",
+    "end_ns": "int64?",
+    "chunk_ns": "list<int64>",  # arrival of each event that carried text
+    "chunk_tokens": "list<int32>",  # tokens in each, when the service says; else 1
+    "coalesced_count": "int32",  # events that shared a read with a later one: their stamp is an upper bound
+    "timestamp_source": "string",  # kernel, user, mixed, virtual
+    "timestamp_error_ns": "int64?",  # upper bound of the error of any stamp of this request
+    "input_tokens": "int32?",
+    "output_tokens": "int32?",
+    "cached_tokens": "int32?",
+    "reasoning_tokens": "int32?",
+    "token_source": "string?",  # usage, events
+    "requested_input_tokens": "int32",
+    "requested_output_tokens": "int32",
+    "bytes_in": "int64",
+    "http_status": "int16?",
+    "status": "string",
+    "error": "string?",
+    "finish_reason": "string?",
+    "retry_after_s": "float64?",
+    "connection_id": "int32?",
+}
+
+SAMPLE_COLUMNS: dict[str, str] = {
+    "t_ns": "int64",
+    "late_us": "int32",  # the collector's own lateness for this reading
+    "source": "string",  # engine, host, server, client, null-request
+    "raw": "string",  # name as exposed by the source
+    "series": "string?",  # canonical name through the catalogue; null when unknown
+    "labels": "string",  # k=v pairs joined by commas, sorted by key
+    "value": "float64",
+}
+
+
+def arrow_schema(columns: dict[str, str]) -> "pa.Schema":
+    """Arrow schema for a column table above. A trailing `?` makes the column nullable."""
+    import pyarrow as pa
+
+    types = {
+        "uint64": pa.uint64(),
+        "uint32": pa.uint32(),
+        "uint16": pa.uint16(),
+        "int64": pa.int64(),
+        "int32": pa.int32(),
+        "int16": pa.int16(),
+        "float64": pa.float64(),
+        "string": pa.string(),
+        "list<int64>": pa.list_(pa.int64()),
+        "list<int32>": pa.list_(pa.int32()),
+    }
+    return pa.schema(
+        [pa.field(name, types[kind.rstrip("?")], nullable=kind.endswith("?")) for name, kind in columns.items()]
+    )

@@ -1,0 +1,151 @@
+"""Numbers: quantiles with intervals, sequential tests, stationarity. Pure numpy/scipy, no knowledge of runs."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+MIN_COUNT_FOR_QUANTILE = {0.5: 6, 0.9: 20, 0.95: 40, 0.99: 200, 0.999: 2000}
+"""A quantile is printed from two expected observations beyond it on (six for the median, so that an interval exists)."""
+
+
+def quantile(values: np.ndarray, q: float) -> float | None:
+    """Quantile of finite values, or None when too few lie beyond it to mean anything."""
+    if len(values) < MIN_COUNT_FOR_QUANTILE.get(q, math.ceil(2 / min(q, 1 - q))):
+        return None
+    return float(np.quantile(values, q))
+
+
+def quantile_interval(values: np.ndarray, q: float, confidence: float = 0.95) -> tuple[float, float] | None:
+    """Distribution-free interval of a quantile from order statistics (Hahn & Meeker 1991, section 5.2).
+
+    None when the sample is too small for an interval of that confidence to exist. Assumes independent values.
+    """
+    from scipy.stats import binom
+
+    n = len(values)
+    if n == 0:
+        return None
+    tail = (1 - confidence) / 2
+    lower = int(binom.ppf(tail, n, q))
+    upper = int(binom.ppf(1 - tail, n, q)) + 1
+    if lower < 1 or upper > n:
+        return None
+    ordered = np.sort(values)
+    return float(ordered[lower - 1]), float(ordered[upper - 1])
+
+
+def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Clopper-Pearson interval of a share; (0, 1) for n = 0."""
+    from scipy.stats import beta
+
+    if n == 0:
+        return 0.0, 1.0
+    tail = (1 - confidence) / 2
+    low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, n - successes + 1))
+    high = 1.0 if successes == n else float(beta.ppf(1 - tail, successes + 1, n - successes))
+    return low, high
+
+
+class SequentialBinomial:
+    """Anytime-valid test of a miss share against the allowed share, looked at after every request.
+
+    Mixture likelihood ratio: the evidence against a share p is M(p) = B(a + x, b + n - x) / (B(a, b) p^x (1-p)^(n-x)),
+    which by Ville's inequality exceeds 1/alpha with probability at most alpha whenever p is true, no matter how often
+    one looks (Robbins 1970; Howard et al. 2021). `fails` when the allowed share and all below are rejected, `passes`
+    when the allowed share and all above are rejected. The prior Beta(a, b) has its mean at half of the allowed share,
+    where a service under its limit lives; it affects how fast a decision comes, never whether it is right.
+    """
+
+    PRIOR_STRENGTH = 1.0
+    """a + b in units of 1/allowed: the prior weighs as much as one expected allowed miss."""
+
+    def __init__(self, allowed_ratio: float, alpha: float) -> None:
+        if not 0 < allowed_ratio < 1:
+            raise ValueError(f"allowed_ratio must be within (0, 1), got {allowed_ratio}")
+        self.allowed_ratio = allowed_ratio
+        self.alpha = alpha
+        self.n = 0
+        self.misses = 0
+        self._a = self.PRIOR_STRENGTH / 2
+        self._b = self.PRIOR_STRENGTH / allowed_ratio - self._a
+
+    def add(self, misses: int, n: int) -> None:
+        self.n += n
+        self.misses += misses
+
+    def _log_evidence_against(self) -> float:
+        from math import lgamma, log
+
+        a, b, x, n, p = self._a, self._b, self.misses, self.n, self.allowed_ratio
+        log_marginal = lgamma(a + x) + lgamma(b + n - x) - lgamma(a + b + n) - (lgamma(a) + lgamma(b) - lgamma(a + b))
+        return log_marginal - (x * log(p) + (n - x) * log(1 - p))
+
+    @property
+    def decision(self) -> str:
+        """'pass', 'fail' or 'undecided'."""
+        if self.n == 0 or self._log_evidence_against() < math.log(1 / self.alpha):
+            return "undecided"
+        return "fail" if self.misses / self.n > self.allowed_ratio else "pass"
+
+    @staticmethod
+    def requests_to_pass(allowed_ratio: float, alpha: float) -> int:
+        """Smallest n that passes without a single miss: the price of a percentile."""
+        low, high = 1, 2
+        while not SequentialBinomial._passes_clean(allowed_ratio, alpha, high):
+            high *= 2
+        while low < high:
+            middle = (low + high) // 2
+            if SequentialBinomial._passes_clean(allowed_ratio, alpha, middle):
+                high = middle
+            else:
+                low = middle + 1
+        return low
+
+    @staticmethod
+    def _passes_clean(allowed_ratio: float, alpha: float, n: int) -> bool:
+        test = SequentialBinomial(allowed_ratio, alpha)
+        test.add(0, n)
+        return test.decision == "pass"
+
+
+def mann_whitney_p(first: np.ndarray, second: np.ndarray) -> float:
+    """Two-sided p of "both samples come from one distribution"; 1.0 when either is too small or all values are equal."""
+    from scipy.stats import mannwhitneyu
+
+    if len(first) < 3 or len(second) < 3 or (np.ptp(first) == 0 and np.ptp(second) == 0 and first[0] == second[0]):
+        return 1.0
+    return float(mannwhitneyu(first, second, alternative="two-sided").pvalue)
+
+
+def is_stationary(values: Sequence[float], *, alpha: float = 0.05, tolerance_ratio: float = 0.15) -> bool:
+    """Whether the second half looks like the first (Geweke 1992, with ranks in place of means).
+
+    Not stationary only when the halves differ both significantly and by more than `tolerance_ratio` of the median:
+    a difference that is real but negligible does not keep a warm-up going.
+    """
+    data = np.asarray(values, dtype=float)
+    if len(data) < 6:
+        return False
+    first, second = data[: len(data) // 2], data[len(data) // 2 :]
+    middle = float(np.median(data))
+    shift_ratio = abs(float(np.median(second) - np.median(first))) / middle if middle > 0 else 0.0
+    return shift_ratio <= tolerance_ratio or mann_whitney_p(first, second) > alpha
+
+
+def theil_sen_slope(t_s: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
+    """Median slope and its 95 % interval (Sen 1968); (0, -inf, inf) with fewer than four points."""
+    from scipy.stats import theilslopes
+
+    if len(values) < 4 or np.ptp(t_s) == 0:
+        return 0.0, -math.inf, math.inf
+    result = theilslopes(values, t_s, 0.95)
+    return float(result[0]), float(result[2]), float(result[3])
+
+
+def linear_fit(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:
+    """Intercept and slope by least squares; None when x does not vary."""
+    if len(x) < 3 or np.ptp(x) < 1e-9:
+        return None
+    slope, intercept = np.polyfit(x, y, 1)
+    return float(intercept), float(slope)
