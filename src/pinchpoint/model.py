@@ -28,7 +28,7 @@ Status = Literal[
 ]
 STATUSES: tuple[str, ...] = Status.__args__  # pyright: ignore
 ERROR_STATUSES: tuple[str, ...] = ("rejected", "http_error", "stream_error", "transport_error", "truncated")
-"""Outcomes that the `errors` SLO counts. A timeout is a latency miss and an error; `cancelled` and `dropped` are ours."""
+"""Failures of the service. A timeout is an error too, and also a latency miss; `cancelled` and `dropped` are ours."""
 
 StageKind = Literal["warmup", "search", "overload", "load"]
 Validity = Literal["VALID", "SUSPECT", "INVALID"]
@@ -224,6 +224,30 @@ class Verdict(msgspec.Struct, frozen=True):
     target: TargetFacts
     notes: tuple[str, ...]
     exit_code: int
+
+
+class Progress(msgspec.Struct, frozen=True):
+    """What the live screen shows while a run goes on. Quantiles cover the last few seconds; None = nothing yet."""
+
+    phase: str
+    """probe, warm-up, search, overload, recovery, sealing"""
+    detail: str
+    elapsed_s: float
+    left_s: float | None
+    rate_rps: float | None
+    in_flight: int
+    completed: int
+    errors: int
+    output_tokens_per_s: float
+    ttft_p50_s: float | None
+    ttft_p95_s: float | None
+    tpot_p50_s: float | None
+    tpot_p95_s: float | None
+    lower_rps: float | None
+    """Capacity bracket so far."""
+    upper_rps: float | None
+    steps: tuple[tuple[float, str, str], ...] = ()
+    """Steps done: offered rate, decision, reason."""
 
 
 class Manifest(msgspec.Struct):

@@ -124,14 +124,25 @@ def request_meets(
     return None if value_s is None else value_s < slo.limit
 
 
-def surely_missed(slo: Slo, *, age_s: float, has_first_byte: bool, output_tokens: int) -> bool:
-    """Whether a request still in flight has already missed `slo`, whatever comes.
+def surely_missed(
+    slo: Slo,
+    *,
+    age_s: float,
+    has_first_byte: bool,
+    since_first_token_s: float | None,
+    max_output_tokens: int,
+) -> bool:
+    """Whether a request that has not ended has already missed `slo`, whatever comes.
 
-    Sound bounds only: no body byte by the TTFT limit means no token by then. (TPOT and ITL alone bound nothing while a
-    request has yet to answer.)
+    Sound bounds only. TTFT: no byte of the answer by the limit means no token either. TPOT: the last token is still to
+    come and there are at most `max_output_tokens` of them, so the mean gap is at least the time since the first token
+    divided by that many gaps.
     """
     if slo.metric == "ttft":
         return not has_first_byte and age_s >= slo.limit
+    if slo.metric == "tpot":
+        gaps = max(max_output_tokens - 1, 1)
+        return since_first_token_s is not None and since_first_token_s / gaps >= slo.limit
     if slo.metric == "e2e":
         return age_s >= slo.limit
     return False

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 MIN_COUNT_FOR_QUANTILE = {0.5: 6, 0.9: 20, 0.95: 40, 0.99: 200, 0.999: 2000}
-"""A quantile is printed from two expected observations beyond it on (six for the median, so that an interval exists)."""
+"""A quantile needs two expected observations beyond it (six in all for the median, so that an interval exists)."""
 
 
 def quantile(values: np.ndarray, q: float) -> float | None:
@@ -110,7 +110,7 @@ class SequentialBinomial:
 
 
 def mann_whitney_p(first: np.ndarray, second: np.ndarray) -> float:
-    """Two-sided p of "both samples come from one distribution"; 1.0 when either is too small or all values are equal."""
+    """Two-sided p of "both samples come from one distribution"; 1.0 when one is too small or all values are equal."""
     from scipy.stats import mannwhitneyu
 
     if len(first) < 3 or len(second) < 3 or (np.ptp(first) == 0 and np.ptp(second) == 0 and first[0] == second[0]):

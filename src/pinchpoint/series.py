@@ -1,0 +1,321 @@
+"""From a run directory to numbers on one time axis: requests, telemetry series, windows, statistics per stage.
+
+Everything downstream (capacity, diagnosis, report) reads a run through `RunView`. Times are seconds since the run's
+`t0_ns`. A value that was not measured is NaN in arrays and None in scalars.
+"""
+
+from collections.abc import Iterable
+from functools import cached_property
+
+import msgspec
+import numpy as np
+
+from pinchpoint.catalog import load_catalog
+from pinchpoint.clock import NS_PER_S
+from pinchpoint.model import Slo, Stage, StageResult
+from pinchpoint.rundir import Run
+from pinchpoint.slo import request_meets, surely_missed
+from pinchpoint.stats import quantile, quantile_interval
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+
+
+class Series(msgspec.Struct, frozen=True):
+    """Readings of one canonical series, summed or maximised over labels. t_s and value have shape (n,)."""
+
+    name: str
+    unit: str
+    kind: str
+    t_s: np.ndarray
+    value: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.t_s)
+
+
+class Requests:
+    """The records table as numpy columns, one entry per request, in order of the scheduled instant."""
+
+    def __init__(self, run: Run) -> None:
+        table = run.records.sort_by("scheduled_ns")
+        t0_ns = run.manifest.t0_ns
+
+        def instants(name: str) -> np.ndarray:
+            """Seconds since t0, NaN where null."""
+            column = table.column(name)
+            values = column.fill_null(0).to_numpy().astype(np.int64)
+            result = (values - t0_ns) / NS_PER_S
+            result[column.is_null().to_numpy(zero_copy_only=False)] = np.nan
+            return result
+
+        def numbers(name: str) -> np.ndarray:
+            return np.asarray(table.column(name).cast("float64").to_numpy(zero_copy_only=False), dtype=float)
+
+        self.count = table.num_rows
+        self.request_id = table.column("request_id").to_numpy()
+        self.stage = table.column("stage").to_numpy().astype(int)
+        self.status = np.asarray(table.column("status").to_pylist(), dtype=object)
+        self.error = np.asarray(table.column("error").to_pylist(), dtype=object)
+        self.http_status = numbers("http_status")
+        self.retry_after_s = numbers("retry_after_s")
+        self.scheduled_s = instants("scheduled_ns")
+        self.sent_s = instants("sent_ns")
+        self.connected_s = instants("connected_ns")
+        self.first_byte_s = instants("first_byte_ns")
+        self.first_token_s = instants("first_token_ns")
+        self.last_token_s = instants("last_token_ns")
+        self.end_s = instants("end_ns")
+        self.input_tokens = numbers("input_tokens")
+        self.output_tokens = numbers("output_tokens")
+        self.cached_tokens = numbers("cached_tokens")
+        self.requested_input_tokens = numbers("requested_input_tokens")
+        self.requested_output_tokens = numbers("requested_output_tokens")
+        self.coalesced_count = numbers("coalesced_count")
+        self.timestamp_error_s = numbers("timestamp_error_ns") / NS_PER_S
+        self.timestamp_source = np.asarray(table.column("timestamp_source").to_pylist(), dtype=object)
+
+        self.send_lag_s = self.sent_s - self.scheduled_s
+        self.ttft_s = self.first_token_s - self.scheduled_s
+        self.ttft_from_send_s = self.first_token_s - self.sent_s
+        self.e2e_s = np.where(self.status == "ok", self.end_s - self.scheduled_s, np.nan)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            gaps = self.output_tokens - 1
+            self.tpot_s = np.where(gaps >= 1, (self.last_token_s - self.first_token_s) / gaps, np.nan)
+        self._chunk_ns = table.column("chunk_ns")
+
+    @cached_property
+    def chunk_gaps_s(self) -> list[np.ndarray]:
+        """Gaps between text-carrying events of each request; empty for fewer than two."""
+        return [np.diff(np.asarray(chunks, dtype=np.int64)) / NS_PER_S for chunks in self._chunk_ns.to_pylist()]
+
+    @cached_property
+    def itl_max_s(self) -> np.ndarray:
+        return np.array([gaps.max() if len(gaps) else np.nan for gaps in self.chunk_gaps_s])
+
+    @cached_property
+    def chunks(self) -> np.ndarray:
+        """Text-carrying events per request."""
+        return np.array([len(chunks) for chunks in self._chunk_ns.to_pylist()], dtype=float)
+
+    def meets(self, slo: Slo, i: int) -> bool | None:
+        """Whether request i met the SLO; None when it does not count. See slo.request_meets."""
+        status = self.status[i]
+        if status == "cancelled":
+            age_s = self.end_s[i] - self.scheduled_s[i]
+            missed = surely_missed(
+                slo,
+                age_s=age_s if np.isfinite(age_s) else 0.0,
+                has_first_byte=bool(np.isfinite(self.first_byte_s[i])),
+                since_first_token_s=_known(self.end_s[i] - self.first_token_s[i]),
+                max_output_tokens=int(self.requested_output_tokens[i]),
+            )
+            return False if missed else None
+        return request_meets(
+            slo,
+            status=status,
+            ttft_s=_known(self.ttft_s[i]),
+            tpot_s=_known(self.tpot_s[i]),
+            e2e_s=_known(self.e2e_s[i]),
+            itl_max_s=_known(self.itl_max_s[i]) if slo.metric == "itl" else None,
+        )
+
+
+def _known(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+class RunView:
+    """One run, ready to be asked questions. Cheap to create; columns are derived once, on first use."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.manifest = run.manifest
+        self.facts = run.manifest.target
+        self.t0_ns = run.manifest.t0_ns
+        self.stages: list[Stage] = run.manifest.stages
+        self.catalog = load_catalog()
+
+    @cached_property
+    def requests(self) -> Requests:
+        return Requests(self.run)
+
+    # -- windows ---------------------------------------------------------------------------------------------------
+
+    def window_s(self, stage: Stage) -> tuple[float, float]:
+        """Steady part of a stage: after settling, up to the end of issue. Seconds since t0."""
+        start_ns = min(stage.t0_ns + stage.settle_ns, stage.t1_ns)
+        return (start_ns - self.t0_ns) / NS_PER_S, (stage.t1_ns - self.t0_ns) / NS_PER_S
+
+    def stages_of(self, *kinds: str) -> list[Stage]:
+        return [stage for stage in self.stages if stage.kind in kinds]
+
+    def select(self, stage: Stage) -> np.ndarray:
+        """Boolean mask of the requests that were scheduled in the steady part of a stage."""
+        start_s, end_s = self.window_s(stage)
+        r = self.requests
+        return (r.stage == stage.index) & (r.scheduled_s >= start_s) & (r.scheduled_s < end_s + 1e-9)
+
+    # -- telemetry -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def _samples(self) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """series -> (t_s, labels, value), in time order."""
+        table = self.run.telemetry.filter(_not_null(self.run.telemetry, "series")).sort_by("t_ns")
+        names = np.asarray(table.column("series").to_pylist(), dtype=object)
+        t_s = (table.column("t_ns").to_numpy() - self.t0_ns) / NS_PER_S
+        labels = np.asarray(table.column("labels").to_pylist(), dtype=object)
+        value = table.column("value").to_numpy()
+        result: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
+        if len(names):
+            unique, inverse = np.unique(names.astype(str), return_inverse=True)
+            order = np.argsort(inverse, kind="stable")
+            bounds = np.searchsorted(inverse[order], np.arange(len(unique) + 1))
+            for i, name in enumerate(unique):
+                rows = order[bounds[i] : bounds[i + 1]]
+                result[str(name)] = (t_s[rows], labels[rows], value[rows])
+        return result
+
+    @property
+    def series_names(self) -> list[str]:
+        return sorted(self._samples)
+
+    def has(self, *names: str) -> bool:
+        return all(name in self._samples for name in names)
+
+    def missing(self, *names: str) -> tuple[str, ...]:
+        return tuple(name for name in names if name not in self._samples)
+
+    def series(self, name: str, window_s: tuple[float, float] | None = None) -> Series:
+        """Readings of `name` combined over labels: the largest for ratios, the sum for everything else.
+
+        Counters are returned as they are (see `rate`). Empty when never scraped.
+        """
+        entry = self.catalog.entry(name)
+        unit = entry.unit if entry else ""
+        kind = entry.kind if entry else "gauge"
+        if name not in self._samples:
+            return Series(name, unit, kind, np.empty(0), np.empty(0))
+        t_s, _, value = self._samples[name]
+        if window_s is not None:
+            inside = (t_s >= window_s[0]) & (t_s <= window_s[1])
+            t_s, value = t_s[inside], value[inside]
+        finite = np.isfinite(value)
+        t_s, value = t_s[finite], value[finite]
+        instants, inverse = np.unique(t_s, return_inverse=True)
+        if unit == "ratio":
+            combined = np.full(len(instants), -np.inf)
+            np.maximum.at(combined, inverse, value)
+        else:
+            combined = np.zeros(len(instants))
+            np.add.at(combined, inverse, value)
+        return Series(name, unit, kind, instants, combined)
+
+    def increase(self, name: str, window_s: tuple[float, float]) -> float | None:
+        """Increase of a counter inside the window, resets counted as restarts from zero; None with < 2 readings."""
+        series = self.series(name, window_s)
+        if len(series) < 2:
+            return None
+        steps = np.diff(series.value)
+        return float(np.where(steps >= 0, steps, series.value[1:]).sum())
+
+    def rate(self, name: str, window_s: tuple[float, float]) -> float | None:
+        """Mean increase per second of a counter inside the window; None with fewer than two readings."""
+        series = self.series(name, window_s)
+        increase = self.increase(name, window_s)
+        if increase is None or series.t_s[-1] <= series.t_s[0]:
+            return None
+        return increase / float(series.t_s[-1] - series.t_s[0])
+
+    def rate_series(self, name: str) -> Series:
+        """A counter as increase per second between readings."""
+        series = self.series(name)
+        if len(series) < 2:
+            return Series(name, series.unit + "/s", "gauge", np.empty(0), np.empty(0))
+        steps = np.diff(series.value)
+        steps = np.where(steps >= 0, steps, series.value[1:])
+        gaps_s = np.diff(series.t_s)
+        return Series(name, series.unit + "/s", "gauge", series.t_s[1:], steps / gaps_s)
+
+    def histogram_mean(self, name: str, window_s: tuple[float, float]) -> float | None:
+        """Exact mean of a histogram's observations inside the window, from its _sum and _count."""
+        total = self.increase(f"{name}_sum", window_s)
+        count = self.increase(f"{name}_count", window_s)
+        return total / count if total is not None and count else None
+
+    # -- statistics per stage --------------------------------------------------------------------------------------
+
+    def in_flight(self, t_s: np.ndarray, stage: Stage | None = None) -> np.ndarray:
+        """Requests scheduled and not yet ended at each instant (of one stage, or of the whole run)."""
+        r = self.requests
+        mask = np.ones(r.count, bool) if stage is None else r.stage == stage.index
+        starts = np.sort(r.scheduled_s[mask])
+        ends = np.sort(np.where(np.isfinite(r.end_s[mask]), r.end_s[mask], np.inf))
+        return np.searchsorted(starts, t_s, side="right") - np.searchsorted(ends, t_s, side="right")
+
+    def stage_result(self, stage: Stage, slos: Iterable[Slo]) -> StageResult:
+        r = self.requests
+        mask = self.select(stage)
+        indices = np.flatnonzero(mask)
+        start_s, end_s = self.window_s(stage)
+        duration_s = max(end_s - start_s, 1e-9)
+        statuses, counts = np.unique(r.status[mask].astype(str), return_counts=True)
+        by_status = dict(zip(statuses.tolist(), counts.tolist(), strict=True))
+        attainment: dict[str, tuple[int, int]] = {}
+        meets_all = np.array([r.status[i] == "ok" for i in indices], dtype=bool)
+        for slo in slos:
+            outcomes = [r.meets(slo, int(i)) for i in indices]
+            attainment[slo.text] = (outcomes.count(True), len(outcomes) - outcomes.count(None))
+            meets_all &= np.array([outcome is not False for outcome in outcomes], dtype=bool)
+        ended_ok = (r.status == "ok") & (r.stage == stage.index) & (r.end_s >= start_s) & (r.end_s < end_s)
+        grid_s = np.linspace(start_s, end_s, 50)
+        ttft_s = _finite(r.ttft_s[mask])
+        return StageResult(
+            index=stage.index,
+            kind=stage.kind,
+            name=stage.name,
+            rate_rps=stage.rate_rps,
+            achieved_rps=float(np.isfinite(r.sent_s[mask]).sum() / duration_s) if len(indices) else None,
+            completed_rps=float(ended_ok.sum() / duration_s) if len(indices) else None,
+            goodput_rps=float(meets_all.sum() / duration_s) if len(indices) else None,
+            duration_s=duration_s,
+            requests=len(indices),
+            ok=by_status.get("ok", 0),
+            errors={status: n for status, n in by_status.items() if status != "ok"},
+            ttft_s=_quantiles(ttft_s),
+            tpot_s=_quantiles(_finite(r.tpot_s[mask])),
+            e2e_s=_quantiles(_finite(r.e2e_s[mask])),
+            ttft_p95_interval_s=quantile_interval(ttft_s, 0.95),
+            in_flight_mean=float(self.in_flight(grid_s).mean()) if len(indices) else None,
+            output_tokens_per_s=self.token_rate((start_s, end_s)),
+            attainment=attainment,
+            decision=stage.decision,
+            reason=stage.reason,
+        )
+
+    @cached_property
+    def token_times_s(self) -> np.ndarray:
+        """Arrival of every text-carrying event of the run, sorted, seconds since t0."""
+        column = self.run.records.column("chunk_ns").combine_chunks()
+        flat = column.flatten() if hasattr(column, "flatten") else column
+        return np.sort((np.asarray(flat, dtype=np.int64) - self.t0_ns) / NS_PER_S)
+
+    def token_rate(self, window_s: tuple[float, float]) -> float | None:
+        """Text-carrying events received per second; for most engines one event is one token."""
+        if not len(self.token_times_s) or window_s[1] <= window_s[0]:
+            return None
+        low, high = np.searchsorted(self.token_times_s, window_s)
+        return float((high - low) / (window_s[1] - window_s[0]))
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
+    return values[np.isfinite(values)]
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float | None]:
+    return {name: quantile(values, q) for name, q in QUANTILES.items()}
+
+
+def _not_null(table, name: str):
+    import pyarrow.compute as pc
+
+    return pc.is_valid(table.column(name))
