@@ -1,0 +1,184 @@
+"""OpenAI-style chat and text completions: request bodies, stream events, whole answers.
+
+Engines differ in small ways, and all of these are normal here: a role-only first chunk, a usage-only last chunk, usage
+inside the last choice chunk, no `[DONE]`, `reasoning_content` or `reasoning` deltas, tool-call deltas, an `error`
+object inside a 200 stream, several tokens in one chunk.
+"""
+
+from typing import Any
+
+import msgspec
+
+CHAT_PATH = "/v1/chat/completions"
+COMPLETIONS_PATH = "/v1/completions"
+
+EXTRA_BODY: dict[str, dict[str, Any]] = {
+    # Output length must be the planned one, so end-of-sequence is ignored where the engine's API allows it.
+    "vllm": {"ignore_eos": True},
+    "sglang": {"ignore_eos": True},
+    "llama.cpp": {"ignore_eos": True},
+}
+"""Fields beyond the OpenAI API that an engine understands. Others get none: strict servers reject unknown fields."""
+
+
+class Usage(msgspec.Struct, frozen=True):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
+
+
+class Chunk(msgspec.Struct, frozen=True):
+    """Meaning of one stream event. All false or None: an event without content (role, keep-alive)."""
+
+    content: bool = False
+    reasoning: bool = False
+    tool: bool = False
+    finish_reason: str | None = None
+    usage: Usage | None = None
+    error: str | None = None
+    done: bool = False
+
+    @property
+    def has_text(self) -> bool:
+        return self.content or self.reasoning or self.tool
+
+
+EMPTY = Chunk()
+DONE = Chunk(done=True)
+
+
+class OpenAITarget:
+    """Builds requests for one model and reads answers. Prompts arrive as text; lengths as tokens."""
+
+    def __init__(self, path: str, model: str, engine: str, *, stream: bool = True, usage: bool = True) -> None:
+        self.path = path
+        self.stream = stream
+        self._chat = path.endswith("/chat/completions")
+        self._fixed: dict[str, Any] = {"model": model, "stream": stream, **EXTRA_BODY.get(engine, {})}
+        if stream and usage:
+            self._fixed["stream_options"] = {"include_usage": True}
+
+    def build(self, prompt: str, max_output_tokens: int) -> bytes:
+        body = dict(self._fixed, max_tokens=max_output_tokens)
+        if self._chat:
+            body["messages"] = [{"role": "user", "content": prompt}]
+        else:
+            body["prompt"] = prompt
+        return msgspec.json.encode(body)
+
+    @staticmethod
+    def parse_event(event: bytes, data: bytes) -> Chunk:
+        return parse_event(event, data)
+
+    @staticmethod
+    def parse_answer(body: bytes) -> Chunk:
+        return parse_answer(body)
+
+
+class _Function(msgspec.Struct):
+    name: Any = None
+    arguments: Any = None
+
+
+class _Tool(msgspec.Struct):
+    function: _Function | None = None
+
+
+class _Delta(msgspec.Struct):
+    content: Any = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    tool_calls: list[_Tool] | None = None
+
+
+class _Choice(msgspec.Struct):
+    delta: _Delta | None = None
+    message: _Delta | None = None
+    text: Any = None
+    finish_reason: str | None = None
+
+
+class _PromptDetails(msgspec.Struct):
+    cached_tokens: int | None = None
+
+
+class _OutputDetails(msgspec.Struct):
+    reasoning_tokens: int | None = None
+
+
+class _Usage(msgspec.Struct):
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    prompt_tokens_details: _PromptDetails | None = None
+    completion_tokens_details: _OutputDetails | None = None
+
+
+class _Payload(msgspec.Struct):
+    choices: list[_Choice] | None = None
+    usage: _Usage | None = None
+    error: Any = None
+
+
+_decoder = msgspec.json.Decoder(_Payload)
+
+
+def parse_event(event: bytes, data: bytes) -> Chunk:
+    """Raises ValueError when the data is not what the API promises."""
+    if data == b"[DONE]":
+        return DONE
+    if not data.strip():
+        return EMPTY
+    try:
+        payload = _decoder.decode(data)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"stream event is not a completion chunk ({error})") from None
+    if payload.error is not None or event == b"error":
+        return Chunk(error=_error_text(payload.error if payload.error is not None else data.decode("utf-8", "replace")))
+    return _meaning(payload)
+
+
+def parse_answer(body: bytes) -> Chunk:
+    """A whole, non-streamed answer. Raises ValueError when it is not a completion."""
+    try:
+        payload = _decoder.decode(body)
+    except msgspec.MsgspecError as error:
+        raise ValueError(f"answer is not a completion ({error})") from None
+    if payload.error is not None:
+        return Chunk(error=_error_text(payload.error))
+    if not payload.choices:
+        raise ValueError("answer holds no choices")
+    return _meaning(payload)
+
+
+def _meaning(payload: _Payload) -> Chunk:
+    content = reasoning = tool = False
+    finish_reason: str | None = None
+    for choice in payload.choices or ():
+        delta = choice.delta or choice.message
+        if delta is not None:
+            content = content or bool(delta.content)
+            reasoning = reasoning or bool(delta.reasoning_content) or bool(delta.reasoning)
+            for call in delta.tool_calls or ():
+                tool = tool or (call.function is not None and bool(call.function.name or call.function.arguments))
+        content = content or bool(choice.text)
+        finish_reason = finish_reason or choice.finish_reason
+    usage = None
+    if payload.usage is not None and payload.usage.completion_tokens is not None:
+        u = payload.usage
+        usage = Usage(
+            input_tokens=u.prompt_tokens,
+            output_tokens=u.completion_tokens,
+            cached_tokens=u.prompt_tokens_details.cached_tokens if u.prompt_tokens_details else None,
+            reasoning_tokens=u.completion_tokens_details.reasoning_tokens if u.completion_tokens_details else None,
+        )
+    return Chunk(content, reasoning, tool, finish_reason, usage)
+
+
+ERROR_TEXT_CHARS = 300
+
+
+def _error_text(error: Any) -> str:
+    if isinstance(error, dict):
+        error = error.get("message") or error.get("detail") or error
+    return str(error)[:ERROR_TEXT_CHARS]

@@ -1,0 +1,68 @@
+"""Server-sent events, sans-IO: bytes in any split -> whole events.
+
+Follows the WHATWG event-stream grammar: lines end with CRLF, LF or CR (also mixed), a blank line ends an event, a
+leading byte-order mark is dropped, comment lines are dropped, several `data` lines are joined by LF.
+"""
+
+import re
+
+_LINE_END = re.compile(rb"\r\n|\n|\r")
+MAX_EVENT_BYTES = 8 << 20
+"""An event that never ends must not grow memory without bound. 8 MiB is far above any single delta."""
+
+
+class SseOverflowError(ValueError):
+    """The stream holds an event larger than MAX_EVENT_BYTES."""
+
+
+class SseParser:
+    """feed() returns the events completed by the new bytes, as (event type or b"", data)."""
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._event = b""
+        self._data: list[bytes] = []
+        self._data_bytes = 0
+        self._started = False
+
+    def feed(self, data: bytes) -> list[tuple[bytes, bytes]]:
+        if self._buffer:
+            data = self._buffer + data
+        if not self._started:
+            if len(data) < 3 and b"\xef\xbb\xbf".startswith(data):
+                self._buffer = data
+                return []
+            self._started = True
+            data = data.removeprefix(b"\xef\xbb\xbf")
+        events: list[tuple[bytes, bytes]] = []
+        position = 0
+        for match in _LINE_END.finditer(data):
+            # A CR at the very end may be half of a CRLF: wait for the next byte.
+            if match.end() == len(data) and data.endswith(b"\r"):
+                break
+            line = data[position : match.start()]
+            position = match.end()
+            if line:
+                self._line(line)
+            elif self._data or self._event:
+                if self._data:
+                    events.append((self._event, b"\n".join(self._data)))
+                self._event, self._data, self._data_bytes = b"", [], 0
+        self._buffer = data[position:]
+        if len(self._buffer) + self._data_bytes > MAX_EVENT_BYTES:
+            raise SseOverflowError(f"an event of the stream exceeds {MAX_EVENT_BYTES >> 20} MiB")
+        return events
+
+    def _line(self, line: bytes) -> None:
+        field, _, value = line.partition(b":")
+        value = value.removeprefix(b" ")
+        if field == b"data":
+            self._data.append(value)
+            self._data_bytes += len(value)
+        elif field == b"event":
+            self._event = value
+
+    @property
+    def pending(self) -> bool:
+        """Whether bytes of an unfinished event are held: true at the end of a stream that was cut off."""
+        return bool(self._buffer.strip() or self._data)
