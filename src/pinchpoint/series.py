@@ -236,6 +236,22 @@ class RunView:
         gaps_s = np.diff(series.t_s)
         return Series(name, series.unit + "/s", "gauge", series.t_s[1:], steps / gaps_s)
 
+    def raw_count(self, raw: str, window_s: tuple[float, float]) -> int:
+        """How many readings of a raw name (such as `null_request_failed`) lie in the window."""
+        t_s = self._raw_times_s.get(raw)
+        return 0 if t_s is None else int(((t_s >= window_s[0]) & (t_s <= window_s[1])).sum())
+
+    @cached_property
+    def _raw_times_s(self) -> dict[str, np.ndarray]:
+        """Instants of the events among the readings: raw names ending in `_failed`."""
+        import pyarrow.compute as pc
+
+        table = self.run.telemetry
+        table = table.filter(pc.ends_with(table.column("raw"), "_failed"))  # pyright: ignore
+        names = np.asarray(table.column("raw").to_pylist(), dtype=object)
+        t_s = (table.column("t_ns").to_numpy() - self.t0_ns) / NS_PER_S
+        return {str(name): t_s[names == name] for name in set(names.tolist())}
+
     def histogram_mean(self, name: str, window_s: tuple[float, float]) -> float | None:
         """Exact mean of a histogram's observations inside the window, from its _sum and _count."""
         total = self.increase(f"{name}_sum", window_s)
