@@ -30,7 +30,8 @@ STATUSES: tuple[str, ...] = Status.__args__  # pyright: ignore
 ERROR_STATUSES: tuple[str, ...] = ("rejected", "http_error", "stream_error", "transport_error", "truncated")
 """Failures of the service. A timeout is an error too, and also a latency miss; `cancelled` and `dropped` are ours."""
 
-StageKind = Literal["warmup", "search", "overload", "load"]
+StageKind = Literal["warmup", "search", "overload", "recovery", "load"]
+"""warmup: one user, unloaded. recovery: one user after an overload, until the service is itself again."""
 Validity = Literal["VALID", "SUSPECT", "INVALID"]
 Layer = Literal["load generator", "application", "model inference", "hardware", "infrastructure", "none"]
 

@@ -9,8 +9,8 @@ import time
 from multiprocessing.connection import wait
 
 from pinchpoint.errors import PinchpointError
-from pinchpoint.load.issuer import Intent
-from pinchpoint.load.worker import Command, StepOrder, Update, WorkerConfig, work
+from pinchpoint.load.messages import Command, Intent, StepOrder, Update, WorkerConfig
+from pinchpoint.load.worker import work
 
 
 class WorkerDiedError(PinchpointError):

@@ -19,10 +19,9 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
-import msgspec
-
 from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.load.exchange import Exchange
+from pinchpoint.load.messages import Intent, Timeouts
 from pinchpoint.load.timer import AbsoluteTimer
 from pinchpoint.load.wire import SO_TIMESTAMPNS, Address, Connection, WallOffset, explain
 
@@ -33,28 +32,11 @@ RESERVED_FILES = 64
 """Descriptors left for everything that is not a load connection."""
 
 
-class Intent(msgspec.Struct, frozen=True):
-    """One request of the schedule. offset_ns from the step's start; None in a closed loop."""
-
-    request_id: int
-    session_id: int
-    offset_ns: int | None
-    think_ns: int
-    input_tokens: int
-    max_output_tokens: int
-    body: bytes
-
-
 class Target(Protocol):
     path: str
 
     def parse_event(self, event: bytes, data: bytes): ...
     def parse_answer(self, body: bytes): ...
-
-
-class Timeouts(msgspec.Struct, frozen=True):
-    connect_s: float = 10.0
-    total_s: float = 300.0
 
 
 class Issuer:

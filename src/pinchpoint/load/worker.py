@@ -7,18 +7,18 @@ Interrupts are the controller's business: the process ignores SIGINT and ends wh
 """
 
 import gc
+import itertools
 import signal
 import time
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
-from typing import Any, Literal
-
-import msgspec
+from typing import Any
 
 from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.load.exchange import Exchange
-from pinchpoint.load.issuer import Intent, Issuer, Timeouts
-from pinchpoint.load.wire import Address, tls_context
+from pinchpoint.load.issuer import Issuer
+from pinchpoint.load.messages import Outcome, Pending, StepOrder, Update, WorkerConfig
+from pinchpoint.load.wire import tls_context
 from pinchpoint.model import RECORD_COLUMNS, SAMPLE_COLUMNS
 from pinchpoint.rundir import PartWriter
 from pinchpoint.targets.openai import OpenAITarget
@@ -27,81 +27,6 @@ PUBLISH_PERIOD_NS = NS_PER_S // 10
 WRITE_PERIOD_NS = NS_PER_S
 WRITE_ROOM_NS = 5_000_000
 """A write takes a few milliseconds: it waits for a gap of this length between due instants, at most a second."""
-
-
-class WorkerConfig(msgspec.Struct, frozen=True):
-    """What a worker needs for its life. Travels through the pipe, never through argv: headers may hold a key."""
-
-    index: int
-    address: Address
-    run_path: str
-    api_path: str
-    model: str
-    engine: str
-    stream: bool
-    usage: bool
-    headers: tuple[tuple[str, str], ...]
-    secrets: tuple[str, ...]
-    """Texts replaced in any error that is stored, should the service echo them."""
-    ca_file: str | None
-    timeouts: Timeouts
-
-
-class StepOrder(msgspec.Struct, frozen=True):
-    stage: int
-    t0_ns: int
-    intents: list[Intent]
-
-
-class Command(msgspec.Struct, frozen=True):
-    verb: Literal["stop-issue", "cancel", "flush", "quit"]
-    reason: str = ""
-
-
-class Outcome(msgspec.Struct, frozen=True):
-    """What the search needs of an ended request. Durations None where there is none."""
-
-    request_id: int
-    stage: int
-    status: str
-    error: str | None
-    scheduled_ns: int
-    send_lag_s: float | None
-    ttft_s: float | None
-    tpot_s: float | None
-    e2e_s: float
-    itl_max_s: float | None
-    input_tokens: int | None
-    output_tokens: int
-    has_first_byte: bool
-    since_first_token_s: float | None
-    max_output_tokens: int
-    http_status: int | None
-
-
-class Pending(msgspec.Struct, frozen=True):
-    """A request in flight."""
-
-    request_id: int
-    stage: int
-    scheduled_ns: int
-    first_token_ns: int | None
-    has_first_byte: bool
-    max_output_tokens: int
-
-
-class Update(msgspec.Struct, frozen=True):
-    """State of one worker at t_ns."""
-
-    worker: int
-    t_ns: int
-    outcomes: list[Outcome]
-    pending: list[Pending]
-    unissued: int
-    tokens: int
-    """Text-carrying events received since the worker began."""
-    busy_ratio: float
-    """Share of the time since the last update that the loop was not waiting in epoll."""
 
 
 def work(pipe: Pipe) -> None:
@@ -310,7 +235,7 @@ def _outcome(exchange: Exchange, stage: int, error: str | None, output_tokens: i
         ttft_s=(first_ns - exchange.scheduled_ns) / NS_PER_S if first_ns else None,
         tpot_s=(chunk_ns[-1] - chunk_ns[0]) / NS_PER_S / gaps if chunk_ns and gaps >= 1 else None,
         e2e_s=(end_ns - exchange.scheduled_ns) / NS_PER_S,
-        itl_max_s=max((b - a for a, b in zip(chunk_ns, chunk_ns[1:], strict=False)), default=0) / NS_PER_S
+        itl_max_s=max((b - a for a, b in itertools.pairwise(chunk_ns)), default=0) / NS_PER_S
         if len(chunk_ns) > 1
         else None,
         input_tokens=exchange.usage.input_tokens if exchange.usage else None,

@@ -1,0 +1,137 @@
+"""The plan: what to ask of which service. Comes from flags or from a TOML file; stored normalised in run.json.
+
+An unknown key is an error, because a misspelt limit that is silently ignored is worse than none.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from pinchpoint.errors import UsageError
+from pinchpoint.units import parse_duration_s, parse_rate_rps
+
+DEFAULT_BUDGET_S = 180.0
+MIN_BUDGET_S = 10.0
+MAX_CONCURRENCY = 10_000
+SEED_MAX = 2**32 - 1
+
+
+class LengthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Log-normal length in tokens: mean, sigma of the logarithm, cut to [min, max]."""
+
+    mean: int
+    sigma: float
+    min: int
+    max: int
+
+
+class WorkloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """preset: see `docs/reference/workloads.md`. The token counts replace the preset's means, keeping its shape."""
+
+    preset: str = "chat"
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+
+
+class OpenStage(msgspec.Struct, frozen=True, tag="open", tag_field="kind", forbid_unknown_fields=True):
+    rate_rps: float
+    duration_s: float
+    name: str = ""
+
+
+class ClosedStage(msgspec.Struct, frozen=True, tag="closed", tag_field="kind", forbid_unknown_fields=True):
+    concurrency: int
+    duration_s: float
+    think_s: float = 0.0
+    name: str = ""
+
+
+class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The question. `stages` empty = search for the capacity. Holds no secret: keys are named, never given."""
+
+    url: str
+    seed: int
+    model: str | None = None
+    name: str = "run"
+    workload: WorkloadSpec = WorkloadSpec()
+    slos: tuple[str, ...] = ()
+    budget_s: float = DEFAULT_BUDGET_S
+    max_rate_rps: float | None = None
+    stages: tuple[OpenStage | ClosedStage, ...] = ()
+    stream: bool = True
+    timeout_s: float = 300.0
+    metrics_url: str | None = None
+    ca_file: str | None = None
+    api_key_env: str | None = None
+    api_key_file: str | None = None
+
+
+_DURATIONS = {"budget": "budget_s", "timeout": "timeout_s"}
+_RATES = {"max_rate": "max_rate_rps"}
+_STAGE_DURATIONS = {"duration": "duration_s", "think": "think_s"}
+_STAGE_RATES = {"rate": "rate_rps"}
+
+
+def read_plan(path: Path, defaults: dict[str, Any]) -> Plan:
+    """A plan from a TOML file, completed by `defaults` (flags). Raises UsageError with the place inside the file."""
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"cannot read the plan {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} is not valid TOML: {error}") from None
+    where = str(path)
+    target = raw.pop("target", {})
+    if not isinstance(target, dict):
+        raise UsageError(f"{where}: target must be a table with a url")
+    merged: dict[str, Any] = {**target, **raw}
+    _convert(merged, _DURATIONS, parse_duration_s, where)
+    _convert(merged, _RATES, parse_rate_rps, where)
+    stages = merged.get("stages", [])
+    if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
+        raise UsageError(f"{where}: stages must be [[stages]] tables")
+    for i, stage in enumerate(stages):
+        _convert(stage, _STAGE_DURATIONS, parse_duration_s, f"{where}: stages[{i}]")
+        _convert(stage, _STAGE_RATES, parse_rate_rps, f"{where}: stages[{i}]")
+    return build_plan({**{k: v for k, v in defaults.items() if v is not None}, **merged}, where)
+
+
+def _convert(table: dict[str, Any], keys: dict[str, str], parse: Any, where: str) -> None:
+    for short, full in keys.items():
+        if short in table:
+            try:
+                table[full] = parse(str(table.pop(short)))
+            except UsageError as error:
+                raise UsageError(f"{where}: {short}: {error}") from None
+
+
+def build_plan(values: dict[str, Any], where: str = "the command line") -> Plan:
+    """Checks types, ranges and unknown keys. Raises UsageError."""
+    try:
+        plan = msgspec.convert(values, Plan)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{where}: {error}; see docs/reference/plan.md") from None
+    problems = [
+        (not 0 <= plan.seed <= SEED_MAX, f"seed is {plan.seed}; it must be from 0 to {SEED_MAX}"),
+        (not plan.stages and plan.budget_s < MIN_BUDGET_S, f"budget must be at least {MIN_BUDGET_S:g} s"),
+        (plan.timeout_s <= 0, "timeout must be above 0"),
+        (plan.max_rate_rps is not None and plan.max_rate_rps <= 0, "max_rate must be above 0"),
+        ((plan.workload.input_tokens or 1) < 1, "workload.input_tokens must be at least 1"),
+        ((plan.workload.output_tokens or 1) < 1, "workload.output_tokens must be at least 1"),
+        (plan.workload.input_tokens == 0 or plan.workload.output_tokens == 0, "workload token counts must be above 0"),
+        (bool(plan.api_key_env and plan.api_key_file), "give api_key_env or api_key_file, not both"),
+    ]
+    for i, stage in enumerate(plan.stages):
+        problems.append((stage.duration_s <= 0, f"stages[{i}].duration must be above 0"))
+        if isinstance(stage, OpenStage):
+            problems.append((stage.rate_rps <= 0, f"stages[{i}].rate is {stage.rate_rps}; a rate must be above 0"))
+        else:
+            inside = 1 <= stage.concurrency <= MAX_CONCURRENCY
+            problems.append((not inside, f"stages[{i}].concurrency must be from 1 to {MAX_CONCURRENCY}"))
+            problems.append((stage.think_s < 0, f"stages[{i}].think must not be negative"))
+    for wrong, message in problems:
+        if wrong:
+            raise UsageError(f"{where}: {message}")
+    return plan
