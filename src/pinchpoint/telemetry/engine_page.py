@@ -11,7 +11,7 @@ from typing import NamedTuple
 from pinchpoint.catalog import Catalog, format_labels
 from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.telemetry.config import Reading, event
-from pinchpoint.telemetry.fetch import FetchError, get
+from pinchpoint.telemetry.fetch import FetchError, bearer, get
 from pinchpoint.telemetry.prometheus import MAX_HEADS, PrometheusParser
 
 SCRAPE_TIMEOUT_S = 5.0
@@ -36,7 +36,7 @@ class EnginePage:
     def __init__(self, url: str, catalog: Catalog, api_key: str | None = None) -> None:
         self._url = url
         self._catalog = catalog
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = bearer(api_key)
         self._parser = PrometheusParser()
         self._known: dict[tuple[str, int], _Known] = {}
 

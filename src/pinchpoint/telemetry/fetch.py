@@ -26,6 +26,15 @@ class FetchError(Exception):
         self.reason = reason
 
 
+def bearer(api_key: str | None) -> dict[str, str]:
+    """The header that carries the key. Raises UsageError, without the key, when it cannot stand in a header."""
+    if api_key is None:
+        return {}
+    if not api_key.isascii() or not api_key.isprintable():
+        raise UsageError("the API key holds characters that no HTTP header may carry; check the variable or file it is in")
+    return {"Authorization": f"Bearer {api_key}"}
+
+
 class Response(msgspec.Struct, frozen=True):
     status: int
     body: bytes
@@ -35,15 +44,20 @@ class Response(msgspec.Struct, frozen=True):
 
 
 def get(url: str, headers: dict[str, str], timeout_s: float, max_bytes: int) -> Response:
-    """GET. Raises FetchError: refused, timeout, dns, tls, reset, not_http, too_large, network; UsageError for a bad URL.
+    """GET. `timeout_s` bounds connecting, each wait for bytes, and the whole body.
 
-    `timeout_s` bounds connecting, each wait for bytes, and the whole body.
+    Raises FetchError with reason refused, timeout, dns, tls, reset, not_http, too_large or network; UsageError for a
+    URL that is none.
     """
     parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
         raise UsageError(f"{url!r} is no http or https URL; give one like http://127.0.0.1:8000/metrics")
     connection_type = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = connection_type(parts.hostname, parts.port, timeout=timeout_s)
+    connection = connection_type(parts.hostname, port, timeout=timeout_s)
     started_ns = monotonic_ns()
     deadline_ns = started_ns + int(timeout_s * NS_PER_S)
     try:

@@ -8,7 +8,7 @@ stall of 3 s is one value of 3 s and not six; read it as "at least one request t
 from pinchpoint.catalog import format_labels
 from pinchpoint.clock import monotonic_ns
 from pinchpoint.telemetry.config import Reading, event, own
-from pinchpoint.telemetry.fetch import FetchError, get
+from pinchpoint.telemetry.fetch import FetchError, bearer, get
 
 NULL_PERIOD_S = 0.5
 """Two requests a second: invisible to the service, enough for a median over a 10 s window."""
@@ -23,7 +23,7 @@ class NullRequest:
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         self._url = url
-        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._headers = bearer(api_key)
 
     def read(self) -> tuple[int, list[Reading]]:
         """One request; the reading's instant is when it was sent."""
