@@ -31,7 +31,7 @@ def bearer(api_key: str | None) -> dict[str, str]:
     if api_key is None:
         return {}
     if not api_key.isascii() or not api_key.isprintable():
-        raise UsageError("the API key holds characters that no HTTP header may carry; check the variable or file it is in")
+        raise UsageError("the API key holds characters that no HTTP header may carry; check where it is read from")
     return {"Authorization": f"Bearer {api_key}"}
 
 
