@@ -308,10 +308,10 @@ SLOT_CAP = Finding(
             window="overload 8 req/s",
         ),
         Evidence(
-            "TTFT p50 grew 25-fold from the base load to overload",
+            "TTFT p50 grew 75-fold from the base load to overload",
             2.1,
             series=("ttft",),
-            observed=25.0,
+            observed=75.0,
             reference=3.0,
             unit="x",
             source="growth expected without a queue",
@@ -321,7 +321,7 @@ SLOT_CAP = Finding(
             "TPOT p50 hardly moved, so the decode step has room",
             1.6,
             series=("tpot",),
-            observed=1.09,
+            observed=1.06,
             reference=1.5,
             unit="x",
             source="step time a + b n: doubling n would give 1.8 times the throughput",
@@ -374,7 +374,7 @@ def _rejected(rule: str, name: str, title: str, statement: str, observed: float,
 
 
 REJECTED = (
-    _rejected("KV001", "kv-cache-exhausted", "KV cache exhausted", "no preemption in 855 requests", 0.0, "1/request"),
+    _rejected("KV001", "kv-cache-exhausted", "KV cache exhausted", "no preemption in 1044 requests", 0.0, "1/request"),
     _rejected("PRE001", "prefill-compute-bound", "Prefill compute", "prefill is busy 34 % of the time", 0.34, "ratio"),
     _rejected("API001", "api-process-bound", "API process", "null request stays at 2.3 ms under overload", 0.0023, "s"),
 )
@@ -415,7 +415,7 @@ def example_verdict(view: RunView, **changes: object) -> Verdict:
         slos_derived=False,
         capacity=capacity,
         stages=stages,
-        headline=f"carries {ends[0]} to {ends[1]} req/s within its SLOs; then the sequence-slot cap (8) gives way first",
+        headline=f"carries {ends[0]} to {ends[1]} req/s within its SLOs; the sequence-slot cap (8) gives way first",
         findings=(SLOT_CAP,),
         rejected=REJECTED,
         not_evaluable=NOT_EVALUABLE,
