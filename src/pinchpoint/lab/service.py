@@ -65,8 +65,8 @@ class _Request:
 class VirtualService:
     """A service with `params`. All instants in ns of one virtual clock; same seed and calls give the same events.
 
-    Instants given to submit, null_request and cancel may lie ahead. One that is already simulated (before the latest
-    advance, metrics_page or process_readings) counts as that latest instant.
+    A request_id is used once. Instants given to submit, null_request and cancel may lie ahead. One that is already
+    simulated (before the latest advance, metrics_page or process_readings) counts as that latest instant.
     """
 
     def __init__(self, params: LabParams, seed: int) -> None:
@@ -84,7 +84,7 @@ class VirtualService:
         self._api_busy_ns = 0
         self._api_events: deque[ClientEvent] = deque()
         self._gateway_events: list[ClientEvent] = []
-        self._cancelled: set[int] = set()
+        self._cancelled_ns: dict[int, int] = {}
         self._now_ns = 0
 
     @property
@@ -115,7 +115,7 @@ class VirtualService:
         ready = self._api_events
         while ready and ready[0].t_ns <= to_ns:
             event = ready.popleft()
-            if event.request_id not in self._cancelled:
+            if event.t_ns <= self._cancelled_ns.get(event.request_id, event.t_ns):
                 events.append(event)
         events.sort(key=_event_time)  # stable: events of one instant keep their order
         return events
@@ -153,25 +153,35 @@ class VirtualService:
         heapq.heappush(self._inputs, (max(t_ns, self._now_ns), self._input_count, kind, request_id, request))
 
     def _simulate(self, to_ns: int) -> None:
-        while self._inputs and self._inputs[0][0] <= to_ns:
-            t_ns, _, kind, request_id, request = heapq.heappop(self._inputs)
-            self._now_ns = t_ns
-            self._timeline.advance(t_ns)
-            if kind == "arrive":
-                assert request is not None
-                self._arrive(t_ns, request_id, request)
-            elif kind == "enqueue":
-                self._enqueue(t_ns, request_id)
-            elif kind == "leave":
-                self._leave(request_id, request)
-            elif kind == "cancel":
-                self._cancel(t_ns, request_id)
+        while True:
+            step_end_ns = self._timeline.step_end_ns
+            if self._inputs and (step_end_ns is None or self._inputs[0][0] <= step_end_ns):
+                if self._inputs[0][0] > to_ns:
+                    break
+                t_ns, _, kind, request_id, request = heapq.heappop(self._inputs)
+                self._now_ns = t_ns
+                self._handle(t_ns, kind, request_id, request)
+            elif step_end_ns is not None and step_end_ns <= to_ns:
+                self._now_ns = step_end_ns
+                self._timeline.advance(step_end_ns)  # one step only: its last tokens make room in the gateway
             else:
-                end_ns = self._api_job(t_ns, self._null_ns)
-                latency_s = (end_ns - t_ns) / NS_PER_S
-                self._api_events.append(ClientEvent(end_ns, NULL_REQUEST_ID, "null", HTTP_OK, latency_s=latency_s))
-        self._timeline.advance(to_ns)
+                break
         self._now_ns = max(self._now_ns, to_ns)
+
+    def _handle(self, t_ns: int, kind: str, request_id: int, request: _Request | None) -> None:
+        if kind == "arrive":
+            assert request is not None
+            self._arrive(t_ns, request_id, request)
+        elif kind == "enqueue":
+            self._enqueue(t_ns, request_id)
+        elif kind == "leave":
+            self._leave(request_id, request)
+        elif kind == "cancel":
+            self._cancel(t_ns, request_id)
+        else:
+            end_ns = self._api_job(t_ns, self._null_ns)
+            latency_s = (end_ns - t_ns) / NS_PER_S
+            self._api_events.append(ClientEvent(end_ns, NULL_REQUEST_ID, "null", HTTP_OK, latency_s=latency_s))
 
     def _api_job(self, t_ns: int, cost_ns: int) -> int:
         """A job joins the API process's line at t_ns; returns when it is done."""
@@ -256,7 +266,7 @@ class VirtualService:
         if request is None:
             return
         self._gateway.leave()
-        self._cancelled.add(request_id)
+        self._cancelled_ns[request_id] = t_ns
         if request.in_engine:
             self._timeline.abort(t_ns, request_id)
 

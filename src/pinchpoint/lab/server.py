@@ -1,0 +1,339 @@
+"""The lab over real HTTP, in real time: `serve` inside an event loop, `run_server` as a blocking entry.
+
+One process, one event loop, like the API process of the service it imitates. What a request or chunk costs that
+process (LabParams.api_*) is really spent here in CPU time, so the process's CPU, the lateness of the loop and the
+latency of /health show it. The engine is different: its steps are laid on absolute deadlines (timeline.py), so a late
+loop delays what clients see but never slows the engine, as it would not slow a GPU process of its own.
+"""
+
+import asyncio
+import gc
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+from pinchpoint import __version__
+from pinchpoint.clock import NS_PER_S, monotonic_ns
+from pinchpoint.errors import UsageError
+from pinchpoint.lab.api import Answer, Api, ApiError, Completion
+from pinchpoint.lab.engine import Engine, Sequence
+from pinchpoint.lab.faults import choose_fault, write_truth
+from pinchpoint.lab.gateway import Gateway
+from pinchpoint.lab.http import Connection, Request
+from pinchpoint.lab.params import LabParams
+from pinchpoint.lab.timeline import Timeline
+
+LISTEN_BACKLOG_CONNECTIONS = 2048
+"""uvicorn's default; the kernel may cap it."""
+
+GC_THRESHOLD_OBJECTS = 50_000
+"""Collections of the youngest generation would otherwise come every few steps and show as latency."""
+
+PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+
+COMPLETION_ROUTES = {"/v1/chat/completions": True, "/v1/completions": False}
+"""path -> whether it is chat"""
+
+UNCOUNTED_ROUTES = frozenset({"/health", "/version", "/metrics"})
+"""Left out of http_requests_total, as vLLM does."""
+
+Ready = Callable[[int], None]
+"""Called with the port once connections are accepted."""
+
+
+class _Stream:
+    """One completion under way, and the connection that waits for it."""
+
+    __slots__ = ("answer", "completion", "connection", "handler", "held", "request_id")
+
+    def __init__(
+        self, connection: Connection, request_id: int, completion: Completion, answer: Answer, handler: str
+    ) -> None:
+        self.connection = connection
+        self.request_id = request_id
+        self.completion = completion
+        self.answer = answer
+        self.handler = handler
+        self.held: list[bytes] | None = None
+        """What the buffering proxy holds back; None when nothing buffers."""
+
+
+class LabServer:
+    """The application behind the connections. Lives in one event loop."""
+
+    def __init__(self, params: LabParams, seed: int, loop: asyncio.AbstractEventLoop) -> None:
+        self.params = params
+        self.engine = Engine(params, seed)
+        self._api = Api(params, seed)
+        self._gateway = Gateway(params)
+        self._timeline = Timeline(self.engine, self._on_step)
+        self._loop = loop
+        self._request_ns = round(params.api_request_s * NS_PER_S)
+        self._chunk_ns = round(params.api_chunk_s * NS_PER_S)
+        self._null_ns = round(params.api_null_s * NS_PER_S)
+        self._streams: dict[int, _Stream] = {}
+        self._next_id = 0
+        self._started_s = int(time.time())
+        self._outbox: deque[list[tuple[Sequence, int]]] = deque()
+        """Steps whose tokens the API process has yet to write: (sequence, index of the token)."""
+        self._draining = False
+        self._timer: asyncio.TimerHandle | None = None
+        self._connections: set[Connection] = set()
+
+    # http.Application
+
+    def on_opened(self, connection: Connection) -> None:
+        self._connections.add(connection)
+
+    def on_closed(self, connection: Connection) -> None:
+        self._connections.discard(connection)
+        stream: _Stream | None = connection.state
+        if stream is not None:
+            connection.state = None
+            del self._streams[stream.request_id]
+            self._gateway.leave()
+            self._timeline.abort(monotonic_ns(), stream.request_id)
+
+    def on_request(self, connection: Connection, request: Request) -> None:
+        began_cpu_ns = time.thread_time_ns()
+        arrival_ns = monotonic_ns()
+        chat = COMPLETION_ROUTES.get(request.path)
+        if chat is not None and request.method == "POST":
+            self._complete(connection, request, chat, arrival_ns, began_cpu_ns)
+            return
+        status, body, content_type = self._simple(request)
+        self._spend(began_cpu_ns, self._null_ns)
+        if request.path not in UNCOUNTED_ROUTES:
+            self.engine.metrics.count_http(request.path if status == 200 else "none", request.method, status)
+        connection.reply(status, body, content_type)
+
+    # Routes
+
+    def _simple(self, request: Request) -> tuple[int, bytes, str]:
+        json = "application/json"
+        if request.path == "/tokenize" and request.method == "POST":
+            try:
+                return 200, self._api.tokenize(request.body), json
+            except ApiError as error:
+                return error.status, error.body, json
+        get = {
+            "/health": lambda: (200, b"", json),
+            "/version": lambda: (200, f'{{"version":"pinchpoint-lab {__version__}"}}'.encode(), json),
+            "/v1/models": lambda: (200, self._api.models(self._started_s), json),
+            "/metrics": lambda: (200, self._metrics_page(), PROMETHEUS_TEXT),
+        }
+        answer = get.get(request.path)
+        if answer is None and request.path not in COMPLETION_ROUTES and request.path != "/tokenize":
+            return 404, b'{"detail":"Not Found"}', json
+        if answer is None or request.method not in ("GET", "HEAD"):
+            return 405, b'{"detail":"Method Not Allowed"}', json
+        return answer()
+
+    def _metrics_page(self) -> bytes:
+        self._timeline.advance(monotonic_ns())
+        return self.engine.metrics.page(self.engine.gauges()).encode()
+
+    def _complete(
+        self, connection: Connection, request: Request, chat: bool, arrival_ns: int, began_cpu_ns: int
+    ) -> None:
+        refusal = self._gateway.admit(arrival_ns)
+        if refusal is not None:
+            if not refusal.before_api:
+                self._spend(began_cpu_ns, self._null_ns)
+                self.engine.metrics.rejected_requests += 1
+                self.engine.metrics.count_http(request.path, "POST", refusal.status)
+            kind = "RateLimitError" if refusal.before_api else "ServiceUnavailableError"
+            error = ApiError(refusal.status, refusal.message, kind, refusal.retry_after_s)
+            connection.reply(error.status, error.body, retry_after_s=error.retry_after_s)
+            return
+        try:
+            completion = self._api.parse(request.body, chat)
+        except ApiError as error:
+            self._gateway.leave()
+            self._spend(began_cpu_ns, self._request_ns)
+            self.engine.metrics.count_http(request.path, "POST", error.status)
+            connection.reply(error.status, error.body)
+            return
+        self._next_id += 1
+        answer = Answer(self._api, completion, self._next_id, int(time.time()))
+        stream = _Stream(connection, self._next_id, completion, answer, request.path)
+        self._streams[stream.request_id] = stream
+        connection.state = stream
+        self._spend(began_cpu_ns, self._request_ns)
+        if completion.stream:
+            head = connection.stream_head()
+            if self.params.proxy_buffering:
+                stream.held = [head]
+            else:
+                connection.send(head)
+        self._timeline.submit(
+            monotonic_ns(),
+            stream.request_id,
+            completion.prompt_tokens,
+            completion.max_output_tokens,
+            arrival_ns,
+            completion.finish_reason,
+        )
+        self._arm()
+
+    # Engine to clients
+
+    def _arm(self) -> None:
+        """Sets the timer to the end of the step under way."""
+        end_ns = self._timeline.step_end_ns
+        if self._timer is None and end_ns is not None:
+            self._timer = self._loop.call_at(end_ns / NS_PER_S, self._on_timer)
+
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._timeline.advance(monotonic_ns())
+        self._arm()
+
+    def _on_step(self, _end_ns: int, tokens: list[Sequence]) -> None:
+        # The index is kept because by the time a late loop writes this token, the engine may be further on.
+        self._outbox.append([(sequence, sequence.output_tokens - 1) for sequence in tokens])
+        if not self._draining:
+            self._draining = True
+            self._loop.call_soon(self._drain)
+
+    def _drain(self) -> None:
+        """Writes one step's tokens; the loop gets a turn between steps, so requests that came meanwhile take theirs."""
+        streams, chunk_ns = self._streams, self._chunk_ns
+        began_cpu_ns = time.thread_time_ns()
+        for sequence, index in self._outbox.popleft():
+            stream = streams.get(sequence.request_id)
+            if stream is None:  # the client has gone
+                continue
+            last = index + 1 == sequence.max_output_tokens
+            if stream.completion.stream:
+                data = self._encode(stream, index, last)
+                began_cpu_ns = self._spend(began_cpu_ns, chunk_ns)
+                if stream.held is None:
+                    stream.connection.send(data)
+                else:
+                    stream.held.append(data)
+            elif last:
+                began_cpu_ns = self._spend(began_cpu_ns, chunk_ns)
+            if last:
+                self._finish(stream, sequence.output_tokens)
+        if self._outbox:
+            self._loop.call_soon(self._drain)
+        else:
+            self._draining = False
+
+    def _encode(self, stream: _Stream, index: int, last: bool) -> bytes:
+        connection, answer = stream.connection, stream.answer
+        if index and not last:
+            return connection.frame(answer.token(index))
+        events = answer.first(last) if index == 0 else [answer.last(index)]
+        if not last:
+            return connection.frames(events)
+        return connection.frames([*events, *answer.trailer(index + 1)]) + connection.stream_tail()
+
+    def _finish(self, stream: _Stream, output_tokens: int) -> None:
+        del self._streams[stream.request_id]
+        connection = stream.connection
+        connection.state = None
+        self._gateway.leave()
+        self.engine.metrics.count_http(stream.handler, "POST", 200)
+        if not stream.completion.stream:
+            connection.reply(200, stream.answer.whole(output_tokens))
+            return
+        if stream.held is not None:
+            connection.send(b"".join(stream.held))
+        connection.finish()
+
+    def _spend(self, began_cpu_ns: int, cost_ns: int) -> int:
+        """Burns what is left of a job's CPU cost and returns the CPU time at its end, where the next job may begin.
+
+        CPU time, not wall time: on a busy host the job takes longer. Work that was real anyway counts.
+        """
+        until_ns = began_cpu_ns + cost_ns
+        now_ns = time.thread_time_ns()
+        while now_ns < until_ns:
+            now_ns = time.thread_time_ns()
+        return now_ns
+
+    def close(self) -> None:
+        """Disconnects every client."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        for connection in list(self._connections):
+            connection.close()
+
+
+async def serve(params: LabParams, seed: int, host: str, port: int, ready: Ready | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, or until cancelled. Port 0 takes a free one, told to `ready`.
+
+    Raises UsageError when the port cannot be opened or the parameters describe no possible service.
+    """
+    loop = asyncio.get_running_loop()
+    application = LabServer(params, seed, loop)
+    try:
+        server = await loop.create_server(
+            lambda: Connection(application), host, port, backlog=LISTEN_BACKLOG_CONNECTIONS, family=socket.AF_UNSPEC
+        )
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise UsageError(f"cannot listen on {host}:{port}: {reason}; choose another host or port") from error
+    stop = asyncio.Event()
+    caught = _catch_signals(loop, stop)
+    try:
+        if ready is not None:
+            ready(server.sockets[0].getsockname()[1])
+        await stop.wait()
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)
+        server.close()
+        application.close()
+        await asyncio.sleep(0)  # lets the transports close
+        await server.wait_closed()
+
+
+def _catch_signals(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> list[signal.Signals]:
+    caught = []
+    for number in (signal.SIGTERM, signal.SIGINT):
+        try:
+            loop.add_signal_handler(number, stop.set)
+        except (NotImplementedError, ValueError, RuntimeError):
+            break  # not in the main thread, as in tests: whoever started us cancels instead
+        caught.append(number)
+    return caught
+
+
+def run_server(
+    fault: str = "none",
+    *,
+    params: LabParams | None = None,
+    seed: int = 0,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    truth_file: Path | None = None,
+    ready: Ready | None = None,
+) -> None:
+    """Blocks until SIGTERM or SIGINT. fault "random" takes one by the seed; truth_file gets what it is.
+
+    params is the healthy service that the fault changes. Prints nothing.
+    """
+    chosen = choose_fault(fault, seed)
+    faulty = chosen.apply(params or LabParams())
+    if truth_file is not None:
+        write_truth(truth_file, chosen, faulty, seed)
+    gc.freeze()
+    gc.set_threshold(GC_THRESHOLD_OBJECTS)
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        runner.run(serve(faulty, seed, host, port, ready))
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's where it is installed; it is not required."""
+    try:
+        import uvloop  # pyright: ignore[reportMissingImports]
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
