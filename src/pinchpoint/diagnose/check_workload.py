@@ -44,7 +44,8 @@ def steady_state(features: Features) -> ValidityReason:
 def sample_size(features: Features) -> ValidityReason:
     """Requests in the stages at the ends of the capacity interval, against what the SLOs' percentiles need."""
     ends = [s for s in (features.last_pass, features.first_fail) if s is not None]
-    ratios = [slo.attainment_ratio for slo in features.slos]
+    # An error SLO is a share, not a percentile: the capacity's own test says how sure it is.
+    ratios = [slo.attainment_ratio for slo in features.slos if slo.metric != "errors"]
     if not ends or not ratios:
         return ValidityReason("sample-size", "unknown", "no stage or no SLO to count requests for")
     needed = int(np.ceil(EXPECTED_BEYOND_QUANTILE / (1 - max(ratios)) - 1e-9))

@@ -5,7 +5,7 @@ Each returns a list, empty when its telemetry is missing: a reading that is not 
 
 import math
 
-from pinchpoint.diagnose.features import Features
+from pinchpoint.diagnose.features import PREFILL_SHARE_MAX, Features
 from pinchpoint.diagnose.rule import Clue, Param, clue, odds, ramp
 from pinchpoint.units import format_duration
 
@@ -120,7 +120,9 @@ def preemption(f: Features) -> float | None:
 PREEMPTION_MATERIAL = Param(
     0.05, "preemptions per request", "each preemption repeats a prefill; at 1 in 20 the waste is felt"
 )
-PREEMPTION_AGAINST_LN = math.log(10)
+PREEMPTION_STRONG = Param(0.2, "preemptions per request", "every fifth request repeats its prefill")
+PREEMPTION_AGAINST = (odds(5), odds(60))
+"""Against causes that leave running requests alone, at the material and at the strong rate."""
 
 
 def no_preemption(f: Features) -> list[Clue]:
@@ -131,7 +133,12 @@ def no_preemption(f: Features) -> list[Clue]:
     return [
         clue(
             "preemption",
-            -PREEMPTION_AGAINST_LN,
+            ramp(
+                rate,
+                PREEMPTION_MATERIAL.value,
+                PREEMPTION_STRONG.value,
+                *(-math.log(p.value) for p in PREEMPTION_AGAINST),
+            ),
             f"{rate:.2f} preemptions per finished request: the KV cache is overrun",
             series=("engine.preemptions_total",),
             observed=rate,
@@ -148,14 +155,15 @@ def inflation_by_prefill(f: Features) -> float | None:
     With prompts taking a share u of engine time, decoding proceeds 1 / (1 - u) slower. None when TPOT did not grow
     or u is unknown.
     """
-    stage = f.first_fail or f.stressed
+    stage = f.stressed
     use = f.prefill_utilisation(stage)
     base_use = f.prefill_utilisation(f.base)
     if use is None or base_use is None or use[0] is None or stage is None or f.base is None:
         return None
     if not stage.tpot_s or not f.base.tpot_s or stage.tpot_s < SHARED["flat"].value * f.base.tpot_s:
         return None
-    free_before, free_now = 1 - min(base_use[0] or 0.0, 0.95), 1 - min(use[0], 0.95)
+    free_before = 1 - min(base_use[0] or 0.0, PREFILL_SHARE_MAX)
+    free_now = 1 - min(use[0], PREFILL_SHARE_MAX)
     return max(math.log(free_before / free_now), 0.0) / math.log(stage.tpot_s / f.base.tpot_s)
 
 

@@ -31,6 +31,9 @@ LIGHT_LOAD_OTHERS_MAX = 2
 """A prompt that arrives beside at most this many others is processed almost alone."""
 LIGHT_LOAD_REQUESTS_MIN = 20
 LIGHT_LOAD_QUANTILE = 0.25
+LOAD_KINDS = ("search", "overload", "load")
+PREFILL_SHARE_MAX = 0.95
+"""An estimate of prefill above this leaves no time to decode, although tokens came: cap it."""
 BACKLOG_REASON = "backlog"
 """Reasons of stages that could not be sustained begin with this word."""
 
@@ -133,7 +136,7 @@ class Features:
                     result,
                     self.streams,
                     passed=passed,
-                    failed=counted and not passed and stage.kind != "warmup",
+                    failed=counted and not passed and stage.kind in LOAD_KINDS,
                     void=self.streams_void,
                 )
             )
@@ -141,9 +144,9 @@ class Features:
 
     @cached_property
     def tested(self) -> tuple[StageFeatures, ...]:
-        """Stages but the warm-up, lightest first."""
-        tested = [s for s in self.stages if s.stage.kind != "warmup"]
-        return tuple(sorted(tested, key=lambda s: s.offered_rps))
+        """Stages of load (no warm-up, no recovery), lightest first, of one rate the better sampled last."""
+        tested = [s for s in self.stages if s.stage.kind in LOAD_KINDS]
+        return tuple(sorted(tested, key=lambda s: (s.offered_rps, s.requests)))
 
     @cached_property
     def base(self) -> StageFeatures | None:
@@ -158,7 +161,9 @@ class Features:
 
     @cached_property
     def last_pass(self) -> StageFeatures | None:
-        passed = [s for s in self.tested if s.passed]
+        """Highest passing rate below the lowest failing one, as the capacity counts it."""
+        ceiling = min((s.offered_rps for s in self.failing), default=float("inf"))
+        passed = [s for s in self.tested if s.passed and s.offered_rps < ceiling]
         return passed[-1] if passed else None
 
     @cached_property
@@ -215,6 +220,30 @@ class Features:
         r = self.view.requests
         ok = (r.status == "ok") & np.isfinite(r.tpot_s) & (r.tpot_s > 0)
         return cost_line(self.streams.mean_over(r.first_token_s[ok], r.last_token_s[ok]), r.tpot_s[ok])
+
+    @cached_property
+    def decode_cost(self) -> CostLine | None:
+        """As token_cost, less the time that the prompts of others took meanwhile: what decoding alone costs.
+
+        While prompts take a share u of engine time, a decode step that needs s appears as s / (1 - u). None when
+        streams are void or the cost of a prompt token is not known.
+        """
+        cost = self.prefill_cost
+        if self.streams_void or cost is None or cost.value is None:
+            return None
+        r = self.view.requests
+        ok = (r.status == "ok") & np.isfinite(r.tpot_s) & (r.tpot_s > 0)
+        started = np.isfinite(r.first_token_s)
+        order = np.argsort(r.first_token_s[started])
+        instants_s = r.first_token_s[started][order]
+        uncached = (np.nan_to_num(r.input_tokens) - np.nan_to_num(r.cached_tokens))[started][order]
+        total = np.concatenate([[0.0], np.cumsum(uncached)])
+        prompts = (
+            total[np.searchsorted(instants_s, r.last_token_s[ok], side="right")]
+            - total[np.searchsorted(instants_s, r.first_token_s[ok], side="right")]
+        )
+        share = np.clip(cost.value * prompts / (r.last_token_s - r.first_token_s)[ok], 0.0, PREFILL_SHARE_MAX)
+        return cost_line(self.streams.mean_over(r.first_token_s[ok], r.last_token_s[ok]), r.tpot_s[ok] * (1 - share))
 
     @cached_property
     def prefill_cost(self) -> PrefillCost | None:

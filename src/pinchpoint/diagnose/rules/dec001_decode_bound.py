@@ -111,12 +111,17 @@ def _growth(f: Features, growth: float) -> list[Clue]:
     first = f.first_fail
     if first is not None and f.base is not None and first.tpot_s and f.base.tpot_s:
         growth = max(growth, first.tpot_s / f.base.tpot_s)
+    text = f"median TPOT grew {growth:.2f}x with load"
+    share = inflation_by_prefill(f)
+    if share is not None:
+        growth **= 1 - min(share, 1.0)
+        text += f", {growth:.2f}x once the time of prompts is taken out"
     low, high = RULE["growth_low"], RULE["growth_high"]
     return [
         clue(
             "growth",
             ramp(growth, low, high, -RULE.ln("odds_no_growth"), RULE.ln("odds_growth")),
-            f"median TPOT grew {growth:.2f}x with load",
+            text,
             observed=growth,
             reference=high,
             unit="ratio",
@@ -127,12 +132,13 @@ def _growth(f: Features, growth: float) -> list[Clue]:
 
 
 def _gain(f: Features) -> list[Clue]:
-    line, top, s = f.token_cost, f.running_top, f.stressed
+    line, top, s = f.decode_cost or f.token_cost, f.running_top, f.stressed
     if line is None or s is None:
         return []
     n = top.value if top is not None else s.streams_mean
     gain = line.gain_of_doubling(n)
-    fitted = f"time per token fits {line.a_s * 1e3:.1f} ms + {line.b_s * 1e3:.2f} ms per stream"
+    alone = " (prompts taken out)" if f.decode_cost is not None else ""
+    fitted = f"time per token{alone} fits {line.a_s * 1e3:.1f} ms + {line.b_s * 1e3:.2f} ms per stream"
     if gain <= RULE["gain_neutral"]:
         strength = ramp(gain, RULE["gain_spent"], RULE["gain_neutral"], RULE.ln("odds_gain"), 0.0)
     elif is_queueing(f):

@@ -11,7 +11,7 @@ How to confirm     Repeat at 0.8 x the rate: preemptions stop.
 Sources            PagedAttention, Kwon et al. 2023, section 4.5; vLLM docs, optimization and tuning (preemption).
 """
 
-from pinchpoint.diagnose.clues import PREEMPTION_MATERIAL, event_loop, preemption
+from pinchpoint.diagnose.clues import PREEMPTION_MATERIAL, PREEMPTION_STRONG, event_loop, preemption
 from pinchpoint.diagnose.features import Features
 from pinchpoint.diagnose.rule import Clue, Outcome, Param, RemedySpec, Rule, clue, odds, ramp
 
@@ -25,7 +25,7 @@ RULE = Rule(
     explains=("ttft", "tpot", "itl", "e2e"),
     params={
         "material": PREEMPTION_MATERIAL,
-        "strong": Param(0.2, "preemptions per request", "every fifth request repeats its prefill"),
+        "strong": PREEMPTION_STRONG,
         "kv_full": Param(0.95, "ratio", "evictions start when no block is free"),
         "kv_room": Param(0.8, "ratio", "with a fifth of the pool free nobody needs to be evicted"),
         "recompute": Param(0.02, "ratio", "recomputed share of prompt tokens that can be told from noise"),

@@ -37,7 +37,6 @@ RULE = Rule(
         "odds_kv": odds(10, "starting value for KV above 0.95, a queue and no preemption; judgement"),
         "odds_kv_room": odds(60),
         "odds_reserved": odds(4),
-        "odds_capacity": odds(6),
         "odds_fit": odds(3),
         "odds_below_cap": odds(3),
         "odds_at_cap": odds(10),
@@ -79,17 +78,6 @@ def evaluate(f: Features) -> Outcome:
         return Outcome(missing=missing, not_evaluable=why)
     clues: list[Clue] = [*_pool(f, fitting), *_batch(f)]
     clues += [*queue_shape(f), *engine_queue(f, wanted=True), *no_preemption(f), *event_loop(f, wanted=False)]
-    if s.waiting_capacity_mean is not None and s.waiting_capacity_mean > 0:
-        clues.append(
-            clue(
-                "queue",
-                RULE.ln("odds_capacity"),
-                f"the engine itself counts {s.waiting_capacity_mean:.1f} requests as waiting for capacity",
-                series=("engine.requests_waiting_capacity",),
-                observed=s.waiting_capacity_mean,
-                unit="requests",
-            )
-        )
     return Outcome(tuple(clues), missing, values={"fitting": f"{fitting:.0f}"} if fitting else {})
 
 

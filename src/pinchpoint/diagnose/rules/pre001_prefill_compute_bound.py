@@ -43,7 +43,7 @@ RULE = Rule(
         "odds_closed": odds(4),
         "odds_budget": odds(3),
         "odds_phase": odds(4),
-        "odds_inflation": odds(4),
+        "odds_inflation": odds(15),
     },
     remedies=(
         RemedySpec(
