@@ -8,6 +8,7 @@ that asks for 256 input tokens must know that, so two prompts of known length ar
 
 import json
 import random
+import re
 from typing import Any
 
 import msgspec
@@ -29,6 +30,7 @@ WORDS = (
 """Common short English nouns: one token each in nearly every vocabulary."""
 REFUSED_OPTION = (400, 422)
 NO_SUCH_API = (404, 405, 501)
+NOT_FOUND = 404
 NO_ENTRY = (401, 403)
 TURNED_AWAY = (429, 503)
 
@@ -208,5 +210,7 @@ def key_error(exchange: Exchange, page: Page) -> TargetError:
 def _complain_about_model(exchange: Exchange, page: Page, model: str | None) -> None:
     """A 404 that names the model is about the model, not about the path."""
     complaint = _message(page.object())
-    if model is not None and model in complaint:
+    if model is None or page.status != NOT_FOUND:
+        return
+    if re.search(rf"(?<!\w){re.escape(model)}(?!\w)", complaint):
         raise UsageError(f"the service does not serve model {exchange.clean(model)}: {exchange.clean(complaint)}")
