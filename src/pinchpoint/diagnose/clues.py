@@ -5,6 +5,8 @@ Each returns a list, empty when its telemetry is missing: a reading that is not 
 
 import math
 
+import msgspec
+
 from pinchpoint.diagnose.features import PREFILL_SHARE_MAX, Features
 from pinchpoint.diagnose.rule import Clue, Param, clue, odds, ramp
 from pinchpoint.units import format_duration
@@ -16,6 +18,10 @@ SHARED: dict[str, Param] = {
     "queue_min": Param(0.5, "requests", "half a request waiting on average is a queue, less is scheduling"),
     "null_share_low": Param(0.05, "ratio", "a null request that shares under 5 % of the added wait saw no queue"),
     "null_share_high": Param(0.3, "ratio", "a request passes the event loop at least twice, a null request once"),
+    "compute_like": Param(2.0, "ratio", "a stream's token costs what a prompt token costs: both are arithmetic"),
+    "memory_like": Param(4.0, "ratio", "a stream's token costs far more than arithmetic: it reads its context"),
+    "prompts_lead": Param(0.5, "ratio", "more prompt tokens than generated ones"),
+    "odds_kind": odds(8),
     "odds_shape": odds(3),
     "odds_queue": odds(2),
     "odds_no_queue": odds(20),
@@ -149,22 +155,91 @@ def no_preemption(f: Features) -> list[Clue]:
     ]
 
 
+class Compute(msgspec.Struct, frozen=True):
+    """What a stream's token costs beside a prompt token, and what all tokens took in the stressed stage.
+
+    ratio: slope of the decode step in the batch over the cost of a prompt token. About one or less: a step pays for
+    arithmetic, the same for both kinds of token. Far above: it pays for reading the contexts. prompt_share: prompt
+    tokens over all tokens. use: share of time that the arithmetic of all tokens needs at that cost.
+    weight: 1 = arithmetic is what grows and prompts lead it, 0 = not.
+    """
+
+    ratio: float
+    prompt_share: float
+    use: float
+    weight: float
+
+
+def compute_of(f: Features) -> Compute | None:
+    """None when the cost of a prompt token or of a stream is not known, or no token came."""
+    cost, line, s = f.prefill_cost, f.decode_cost, f.stressed
+    if cost is None or not cost.value or line is None or s is None or s.prompt_tokens_per_s is None:
+        return None
+    generated = s.generation_tokens_per_s or f.view.token_rate(s.window_s) or 0.0
+    tokens = s.prompt_tokens_per_s + generated
+    if tokens <= 0:
+        return None
+    ratio, share = line.b_s / cost.value, s.prompt_tokens_per_s / tokens
+    weight = ramp(ratio, SHARED["compute_like"].value, SHARED["memory_like"].value, 1.0, 0.0)
+    return Compute(ratio, share, cost.value * tokens, weight if share >= SHARED["prompts_lead"].value else 0.0)
+
+
+def token_kind(f: Features, *, prefill: bool) -> list[Clue]:
+    """Whether a stream costs arithmetic or memory reads. prefill: speak for prefill compute, else for decoding."""
+    compute = compute_of(f)
+    if compute is None or not is_slower(f):
+        return []
+    low, high = SHARED["compute_like"].value, SHARED["memory_like"].value
+    toward_prefill = ramp(compute.ratio, low, high, ln("odds_kind"), -ln("odds_kind"))
+    if compute.prompt_share < SHARED["prompts_lead"].value:
+        toward_prefill = min(toward_prefill, 0.0)
+    return [
+        clue(
+            "kind",
+            toward_prefill if prefill else -toward_prefill,
+            f"each further stream adds {compute.ratio:.1f}x the time of a prompt token to a step, and "
+            f"{compute.prompt_share:.0%} of the tokens are prompt tokens",
+            observed=compute.ratio,
+            reference=low if prefill else high,
+            unit="ratio",
+            source=SHARED["compute_like" if prefill else "memory_like"].source,
+        )
+    ]
+
+
+def is_slower(f: Features) -> bool:
+    """TPOT under stress has clearly left that of light load."""
+    growth = f.growth("tpot_s")
+    return growth is not None and growth >= SHARED["flat"].value
+
+
 def inflation_by_prefill(f: Features) -> float | None:
     """Share of the growth of TPOT that prompts in the same steps account for, in logarithms.
 
     With prompts taking a share u of engine time, decoding proceeds 1 / (1 - u) slower. None when TPOT did not grow
     or u is unknown.
     """
-    stage = f.stressed
-    use = f.prefill_utilisation(stage)
-    base_use = f.prefill_utilisation(f.base)
-    if use is None or base_use is None or use[0] is None or stage is None or f.base is None:
+    use, before = f.prefill_utilisation(f.stressed), f.prefill_utilisation(f.base)
+    if use is None or before is None or use[0] is None:
         return None
-    if not stage.tpot_s or not f.base.tpot_s or stage.tpot_s < SHARED["flat"].value * f.base.tpot_s:
+    return _share_of_growth(f, before[0] or 0.0, use[0])
+
+
+def inflation_by_compute(f: Features) -> float | None:
+    """As inflation_by_prefill, with the arithmetic of generated tokens counted too as far as it is arithmetic."""
+    prompts, compute = inflation_by_prefill(f), compute_of(f)
+    if prompts is None or compute is None or compute.weight == 0:
+        return prompts
+    whole = _share_of_growth(f, 0.0, compute.use)
+    return prompts if whole is None else max(prompts, compute.weight * whole)
+
+
+def _share_of_growth(f: Features, use_before: float, use_now: float) -> float | None:
+    growth = f.growth("tpot_s")
+    if growth is None or not is_slower(f):
         return None
-    free_before = 1 - min(base_use[0] or 0.0, PREFILL_SHARE_MAX)
-    free_now = 1 - min(use[0], PREFILL_SHARE_MAX)
-    return max(math.log(free_before / free_now), 0.0) / math.log(stage.tpot_s / f.base.tpot_s)
+    free_before, free_now = 1 - min(use_before, PREFILL_SHARE_MAX), 1 - min(use_now, PREFILL_SHARE_MAX)
+    return max(math.log(free_before / free_now), 0.0) / math.log(growth)
 
 
 def is_queueing(f: Features) -> bool:

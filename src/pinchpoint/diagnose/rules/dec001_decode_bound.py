@@ -14,7 +14,14 @@ How it is decided  From the fit time per token = a + b n over the streams n besi
 Sources            Roofline, Williams et al. 2009; "Mind the memory gap" (arXiv 2503.08311) on decoding plateaus.
 """
 
-from pinchpoint.diagnose.clues import event_loop, inflation_by_prefill, is_queueing, no_preemption
+from pinchpoint.diagnose.clues import (
+    compute_of,
+    event_loop,
+    inflation_by_prefill,
+    is_queueing,
+    no_preemption,
+    token_kind,
+)
 from pinchpoint.diagnose.features import Features
 from pinchpoint.diagnose.rule import Clue, Outcome, Param, RemedySpec, Rule, clue, odds, ramp
 
@@ -102,8 +109,15 @@ def evaluate(f: Features) -> Outcome:
             why = "there are no two stages whose time per output token can be compared"
         return Outcome(missing=missing, not_evaluable=why)
     clues: list[Clue] = [*_growth(f, growth), *_gain(f), *_misses(f), *_prefill(f), *_engine(f)]
+    clues += token_kind(f, prefill=False)
     clues += [*no_preemption(f), *event_loop(f, wanted=False)]
     return Outcome(tuple(clues), missing, values=_values(f))
+
+
+def _own(f: Features, strength: float) -> float:
+    """Support for decoding, less what prompts would show as well because both are arithmetic on the same units."""
+    compute = compute_of(f)
+    return strength * (1 - compute.weight) if strength > 0 and compute is not None else strength
 
 
 def _growth(f: Features, growth: float) -> list[Clue]:
@@ -120,7 +134,7 @@ def _growth(f: Features, growth: float) -> list[Clue]:
     return [
         clue(
             "growth",
-            ramp(growth, low, high, -RULE.ln("odds_no_growth"), RULE.ln("odds_growth")),
+            _own(f, ramp(growth, low, high, -RULE.ln("odds_no_growth"), RULE.ln("odds_growth"))),
             text,
             observed=growth,
             reference=high,
@@ -140,7 +154,7 @@ def _gain(f: Features) -> list[Clue]:
     alone = " (prompts taken out)" if f.decode_cost is not None else ""
     fitted = f"time per token{alone} fits {line.a_s * 1e3:.1f} ms + {line.b_s * 1e3:.2f} ms per stream"
     if gain <= RULE["gain_neutral"]:
-        strength = ramp(gain, RULE["gain_spent"], RULE["gain_neutral"], RULE.ln("odds_gain"), 0.0)
+        strength = _own(f, ramp(gain, RULE["gain_spent"], RULE["gain_neutral"], RULE.ln("odds_gain"), 0.0))
     elif is_queueing(f):
         strength = ramp(gain, RULE["gain_neutral"], RULE["gain_free"], 0.0, -RULE.ln("odds_free"))
     else:

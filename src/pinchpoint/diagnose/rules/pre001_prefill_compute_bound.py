@@ -15,7 +15,14 @@ Sources            Sarathi-Serve, Agrawal et al. 2024 (interference of prefill a
                    queues growing at 16 to 32 % KV use.
 """
 
-from pinchpoint.diagnose.clues import engine_queue, event_loop, inflation_by_prefill, no_preemption
+from pinchpoint.diagnose.clues import (
+    compute_of,
+    engine_queue,
+    event_loop,
+    inflation_by_compute,
+    no_preemption,
+    token_kind,
+)
 from pinchpoint.diagnose.features import Features
 from pinchpoint.diagnose.rule import Clue, Outcome, Param, RemedySpec, Rule, clue, odds, ramp
 
@@ -81,14 +88,15 @@ def evaluate(f: Features) -> Outcome:
         )
         return Outcome(missing=missing, not_evaluable=why)
     clues: list[Clue] = [*use_clues, *_room(f), *_phase(f), *_budget(f)]
-    inflation = inflation_by_prefill(f)
+    clues += token_kind(f, prefill=True)
+    inflation = inflation_by_compute(f)
     if inflation is not None:
         strength = ramp(inflation, 0.0, 1.0, -RULE.ln("odds_inflation"), RULE.ln("odds_inflation"))
         clues.append(
             clue(
                 "inflation",
                 strength,
-                f"prompts in the same steps explain {min(inflation, 1.0):.0%} of the growth of TPOT",
+                f"the arithmetic of prompts (and answers) explains {min(inflation, 1.0):.0%} of the growth of TPOT",
                 observed=inflation,
                 reference=RULE["inflation"],
                 unit="ratio",
@@ -124,13 +132,17 @@ def _utilisation(f: Features) -> list[Clue]:
         # An interval that reaches across the middle says less.
         if low < RULE["use_middle"] < high and high > 2 * max(low, 1e-9):
             strength /= 2
+    compute = compute_of(f)
+    if estimate is not None and compute is not None and compute.weight == 1 and compute.use > estimate:
+        # Decoding is arithmetic too, of the same kind and on the same units: it counts.
+        rate_text, shown = "prompts and answers took ", compute.use
+        strength = max(strength, ramp(shown, RULE["use_middle"], RULE["use_high"], 0.0, RULE.ln("odds_use")))
     per_token = (cost.value if cost.value is not None else cost.high) * 1e3
     return [
         clue(
             "utilisation",
             strength,
-            f"{rate_text}{min(shown, 1.0):.0%} of the engine's time ({per_token:.3g} ms per prompt token, "
-            f"{cost.source})",
+            f"{rate_text}{min(shown, 1.0):.0%} of the engine's time ({per_token:.3g} ms per token, {cost.source})",
             observed=shown,
             reference=RULE["use_high"],
             unit="ratio",
