@@ -31,6 +31,9 @@ LIGHT_LOAD_OTHERS_MAX = 2
 """A prompt that arrives beside at most this many others is processed almost alone."""
 LIGHT_LOAD_REQUESTS_MIN = 20
 LIGHT_LOAD_QUANTILE = 0.25
+STRESSED_REQUESTS_MIN = 20
+STRESSED_MIN_S = 4.0
+"""Eight readings of gauges scraped twice a second."""
 LOAD_KINDS = ("search", "overload", "load")
 PREFILL_SHARE_MAX = 0.95
 """An estimate of prefill above this leaves no time to decode, although tokens came: cap it."""
@@ -40,6 +43,10 @@ BACKLOG_REASON = "backlog"
 
 def unsustained_stages(stages: Sequence[Stage]) -> frozenset[int]:
     return frozenset(s.index for s in stages if s.decision == "fail" and s.reason.startswith(BACKLOG_REASON))
+
+
+def _span_s(stage: StageFeatures) -> float:
+    return stage.window_s[1] - stage.window_s[0]
 
 
 class PrefillCost(msgspec.Struct, frozen=True):
@@ -176,13 +183,19 @@ class Features:
 
     @cached_property
     def stressed(self) -> StageFeatures | None:
-        """The overload stage, else the failing stage of highest rate, else the highest rate tested."""
-        overload = [s for s in self.tested if s.stage.kind == "overload"]
-        if overload:
-            return overload[-1]
-        if self.failing:
-            return self.failing[-1]
-        return self.tested[-1] if self.tested else None
+        """The overload stage if it failed, else the failing stage of highest rate that lasted, else the highest rate.
+
+        A stage that was cut short within seconds shows how a queue begins, not what holds it up.
+        """
+        for stages in (
+            [s for s in self.failing if s.stage.kind == "overload"],
+            [s for s in self.failing if s.requests >= STRESSED_REQUESTS_MIN and _span_s(s) >= STRESSED_MIN_S],
+            self.failing,
+            self.tested,
+        ):
+            if stages:
+                return stages[-1]
+        return None
 
     # -- growth ----------------------------------------------------------------------------------------------------
 
