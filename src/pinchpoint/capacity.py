@@ -4,57 +4,108 @@ A stage passes when the sequential test rejects, at `1 - confidence`, that the s
 allows, for every SLO; it fails when one SLO is rejected the other way or the stage could not be sustained. Too few
 requests leave it undecided, and then the point estimate places it, and the interval is marked as not proven.
 
-The tests treat requests as independent. Requests in one batch are not quite: docs/explanation/capacity.md says what
-that means for the stated confidence.
+Requests that wait in one queue share their fate, so misses come in runs. Counts are therefore scaled by the share of
+requests that is effectively independent before they are tested; docs/explanation/capacity.md has the details.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
+
+import msgspec
 
 from pinchpoint.model import Capacity, Slo, StageResult
 from pinchpoint.stats import SequentialBinomial
+
+_N = TypeVar("_N", int, float)
 
 CONFIDENCE = 0.95
 ACHIEVED_RATIO_MIN = 0.9
 """A stage whose completions stay below this share of the offered rate did not sustain it."""
 
 
-def decide(
-    attainment: dict[str, tuple[int, int]], slos: Sequence[Slo], confidence: float = CONFIDENCE
-) -> tuple[str, str]:
-    """('pass' | 'fail' | 'undecided', reason) for counts of (met, counted) per SLO text.
+class Tally(msgspec.Struct, frozen=True):
+    """Counts per SLO text: requests that (met it, count), and the same scaled to effectively independent requests."""
 
-    The error budget is shared by the SLOs (Bonferroni), so the confidence holds for the stage as a whole.
-    """
-    alpha = (1 - confidence) / max(len(slos), 1)
-    undecided: list[str] = []
-    for slo in slos:
-        met, counted = attainment.get(slo.text, (0, 0))
-        test = SequentialBinomial(1 - slo.attainment_ratio, alpha)
+    attainment: dict[str, tuple[int, int]] = {}
+    independent: dict[str, tuple[float, float]] = {}
+
+    @staticmethod
+    def of(attainment: Mapping[str, tuple[int, int]], effective: Mapping[str, float]) -> "Tally":
+        """effective: SLO text -> independent share of its requests."""
+        scaled = {
+            text: (met * effective.get(text, 1.0), counted * effective.get(text, 1.0))
+            for text, (met, counted) in attainment.items()
+        }
+        return Tally(dict(attainment), scaled)
+
+    def plus(self, other: "Tally") -> "Tally":
+        """Both together. Valid for one rate: the sequential test does not mind how its requests were spread."""
+        return Tally(_added(self.attainment, other.attainment), _added(self.independent, other.independent))
+
+    def counted(self, slo: Slo) -> int:
+        return self.attainment.get(slo.text, (0, 0))[1]
+
+    def decide_slo(self, slo: Slo, slos: Sequence[Slo]) -> str:
+        """'pass', 'fail' or 'undecided' for one of `slos`; they share the error budget (Bonferroni)."""
+        met, counted = self.independent.get(slo.text, (0.0, 0.0))
+        test = SequentialBinomial(1 - slo.attainment_ratio, (1 - CONFIDENCE) / max(len(slos), 1))
         test.add(counted - met, counted)
-        if test.decision == "fail":
-            return "fail", f"{slo.text}: {counted - met} of {counted} requests missed it"
-        if test.decision == "undecided":
-            undecided.append(f"{slo.text}: {counted - met} of {counted} missed")
-    if undecided:
-        return "undecided", "; ".join(undecided)
-    return "pass", "every SLO held"
+        return test.decision
+
+    def decide(self, slos: Sequence[Slo]) -> tuple[str, str]:
+        """('pass' | 'fail' | 'undecided', reason) for all SLOs together, at CONFIDENCE."""
+        undecided: list[str] = []
+        for slo in slos:
+            met, counted = self.attainment.get(slo.text, (0, 0))
+            decision = self.decide_slo(slo, slos)
+            if decision == "fail":
+                return "fail", f"{slo.text}: {counted - met} of {counted} requests missed it"
+            if decision == "undecided":
+                undecided.append(f"{slo.text}: {counted - met} of {counted} missed")
+        return ("undecided", "; ".join(undecided)) if undecided else ("pass", "every SLO held")
+
+    def leans_pass(self, slos: Sequence[Slo]) -> bool:
+        return leans_pass(self.attainment, slos)
 
 
-def leans_pass(attainment: dict[str, tuple[int, int]], slos: Sequence[Slo]) -> bool:
-    """Point estimate for an undecided stage: every SLO's observed share is met, on at least one request."""
-    counts = [attainment.get(slo.text, (0, 0)) for slo in slos]
-    return any(counted for _, counted in counts) and all(
-        counted == 0 or met / counted >= slo.attainment_ratio for slo, (met, counted) in zip(slos, counts, strict=True)
+def _added(a: Mapping[str, tuple[_N, _N]], b: Mapping[str, tuple[_N, _N]]) -> dict[str, tuple[_N, _N]]:
+    result = dict(a)
+    for text, (met, counted) in b.items():
+        earlier = result.get(text)
+        result[text] = (met + earlier[0], counted + earlier[1]) if earlier else (met, counted)
+    return result
+
+
+def decide(
+    attainment: Mapping[str, tuple[int, int]], slos: Sequence[Slo], effective: Mapping[str, float] | None = None
+) -> tuple[str, str]:
+    """Decision and reason for the counts of one stage; see Tally."""
+    return Tally.of(attainment, effective or {}).decide(slos)
+
+
+def leans_pass(attainment: Mapping[str, tuple[int, int]], slos: Sequence[Slo]) -> bool:
+    """Best guess for an undecided stage: no SLO has more misses than its allowance for that many requests, rounded up.
+
+    False when nothing was counted.
+    """
+    counts = [(slo, *attainment.get(slo.text, (0, 0))) for slo in slos]
+    return any(counted for _, _, counted in counts) and all(
+        counted - met <= math.ceil((1 - slo.attainment_ratio) * counted - ROUNDING) for slo, met, counted in counts
     )
 
 
-def requests_needed(slos: Sequence[Slo], confidence: float = CONFIDENCE) -> int:
-    """Requests that a stage needs to pass without a single miss."""
-    alpha = (1 - confidence) / max(len(slos), 1)
+ROUNDING = 1e-9
+"""0.05 * 20 is a little more than 1 in binary."""
+
+
+def requests_needed(slos: Sequence[Slo], *, alpha_shared_by: int | None = None) -> int:
+    """Requests that a stage needs to pass `slos` without a single miss. alpha_shared_by: number of SLOs in all."""
+    alpha = (1 - CONFIDENCE) / max(alpha_shared_by or len(slos), 1)
     return max(SequentialBinomial.requests_to_pass(1 - slo.attainment_ratio, alpha) for slo in slos)
 
 
-def limiting_slo(attainment: dict[str, tuple[int, int]], slos: Sequence[Slo]) -> str | None:
+def limiting_slo(attainment: Mapping[str, tuple[int, int]], slos: Sequence[Slo]) -> str | None:
     """The SLO with the largest share of misses relative to what it allows; None when none is missed."""
     worst, worst_excess = None, 0.0
     for slo in slos:
@@ -72,18 +123,26 @@ def capacity_of(
     unsustained: indices of stages that failed because their backlog grew. A pass above a fail at the same or a lower
     rate is possible by chance; the lowest fail then bounds the interval and passes above it are ignored.
     """
-    rated = sorted((s for s in stages if s.rate_rps is not None and s.requests), key=lambda s: s.rate_rps or 0.0)
-    if not rated:
+    by_rate: dict[float, Tally] = {}
+    failed_rates: set[float] = set()
+    for stage in stages:
+        if stage.rate_rps is None or not stage.requests:
+            continue
+        tally = Tally.of(stage.attainment, stage.effective)
+        by_rate[stage.rate_rps] = by_rate.get(stage.rate_rps, Tally()).plus(tally)
+        if stage.index in unsustained:
+            failed_rates.add(stage.rate_rps)
+    if not by_rate:
         return None
-    judged: list[tuple[float, str, bool, StageResult]] = []
-    for stage in rated:
-        decision, _ = decide(stage.attainment, slos)
+    judged: list[tuple[float, str, bool, Tally]] = []
+    for rate_rps, tally in sorted(by_rate.items()):
+        decision, _ = tally.decide(slos)
         proven = decision != "undecided"
-        if stage.index in unsustained and decision != "fail":
+        if rate_rps in failed_rates and decision != "fail":
             decision, proven = "fail", True
         elif decision == "undecided":
-            decision = "pass" if leans_pass(stage.attainment, slos) else "fail"
-        judged.append((stage.rate_rps or 0.0, decision, proven, stage))
+            decision = "pass" if tally.leans_pass(slos) else "fail"
+        judged.append((rate_rps, decision, proven, tally))
     fails = [entry for entry in judged if entry[1] == "fail"]
     lowest_fail = fails[0] if fails else None
     passes = [entry for entry in judged if entry[1] == "pass" and (lowest_fail is None or entry[0] < lowest_fail[0])]

@@ -199,6 +199,8 @@ class StageResult(msgspec.Struct, frozen=True):
     output_tokens_per_s: float | None
     attainment: dict[str, tuple[int, int]]
     """SLO text -> (requests that met it, requests that count)."""
+    effective: dict[str, float]
+    """SLO text -> share of those requests that counts as independent (stats.effective_ratio)."""
     decision: str
     reason: str
 

@@ -15,7 +15,7 @@ from pinchpoint.clock import NS_PER_S
 from pinchpoint.model import Slo, Stage, StageResult
 from pinchpoint.rundir import Run
 from pinchpoint.slo import request_meets, surely_missed
-from pinchpoint.stats import quantile, quantile_interval
+from pinchpoint.stats import effective_ratio, quantile, quantile_interval
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
@@ -277,10 +277,13 @@ class RunView:
         statuses, counts = np.unique(r.status[mask].astype(str), return_counts=True)
         by_status = dict(zip(statuses.tolist(), counts.tolist(), strict=True))
         attainment: dict[str, tuple[int, int]] = {}
+        effective: dict[str, float] = {}
         meets_all = np.array([r.status[i] == "ok" for i in indices], dtype=bool)
         for slo in slos:
             outcomes = [r.meets(slo, int(i)) for i in indices]
-            attainment[slo.text] = (outcomes.count(True), len(outcomes) - outcomes.count(None))
+            counted = [outcome for outcome in outcomes if outcome is not None]
+            attainment[slo.text] = (counted.count(True), len(counted))
+            effective[slo.text] = effective_ratio(counted)
             meets_all &= np.array([outcome is not False for outcome in outcomes], dtype=bool)
         ended_ok = (r.status == "ok") & (r.stage == stage.index) & (r.end_s >= start_s) & (r.end_s < end_s)
         grid_s = np.linspace(start_s, end_s, 50)
@@ -304,6 +307,7 @@ class RunView:
             in_flight_mean=float(self.in_flight(grid_s).mean()) if len(indices) else None,
             output_tokens_per_s=self.token_rate((start_s, end_s)),
             attainment=attainment,
+            effective=effective,
             decision=stage.decision,
             reason=stage.reason,
         )

@@ -65,12 +65,13 @@ class SequentialBinomial:
             raise ValueError(f"allowed_ratio must be within (0, 1), got {allowed_ratio}")
         self.allowed_ratio = allowed_ratio
         self.alpha = alpha
-        self.n = 0
-        self.misses = 0
+        self.n = 0.0
+        self.misses = 0.0
         self._a = self.PRIOR_STRENGTH / 2
         self._b = self.PRIOR_STRENGTH / allowed_ratio - self._a
 
-    def add(self, misses: int, n: int) -> None:
+    def add(self, misses: float, n: float) -> None:
+        """Counts may be fractional: dependent requests are scaled to their effective number."""
         self.n += n
         self.misses += misses
 
@@ -107,6 +108,20 @@ class SequentialBinomial:
         test = SequentialBinomial(allowed_ratio, alpha)
         test.add(0, n)
         return test.decision == "pass"
+
+
+def effective_ratio(outcomes: Sequence[bool]) -> float:
+    """Share of a sequence's length that counts as independent, (1 - r) / (1 + r) with the lag-1 autocorrelation r.
+
+    Requests in one queue share their fate: misses come in runs, and n of them carry less evidence than n independent
+    ones. First-order autoregression (Bartlett 1935; Geyer 1992); r is taken as 0 when nothing or everything is a miss.
+    """
+    x = np.asarray(outcomes, dtype=float)
+    if len(x) < 3 or np.ptp(x) == 0:
+        return 1.0
+    centred = x - x.mean()
+    r = float((centred[:-1] * centred[1:]).sum() / (centred**2).sum())
+    return (1 - max(r, 0.0)) / (1 + max(r, 0.0))
 
 
 def mann_whitney_p(first: np.ndarray, second: np.ndarray) -> float:

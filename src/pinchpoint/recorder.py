@@ -1,0 +1,86 @@
+"""Keeps what a search tells: schedule, stages, SLOs and events go into the run directory, progress to the screen."""
+
+import platform
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import msgspec
+import psutil
+
+from pinchpoint import __version__
+from pinchpoint.clock import realtime_offset_ns
+from pinchpoint.model import FORMAT_VERSION, Manifest, Progress, Slo, Stage, TargetFacts
+from pinchpoint.plan import Plan
+from pinchpoint.rundir import RunWriter
+from pinchpoint.workload.schedule import ScheduledRequest
+
+ProgressSink = Callable[[Progress], None]
+
+
+class Recorder:
+    """A search.Observer. `now_ns` gives the instant of events, real or virtual."""
+
+    def __init__(self, writer: RunWriter, now_ns: Callable[[], int], on_progress: ProgressSink) -> None:
+        self._writer = writer
+        self._now_ns = now_ns
+        self._schedule = writer.part("schedule", "0")
+        self._on_progress = on_progress
+
+    def on_schedule(self, requests: Sequence[ScheduledRequest]) -> None:
+        self._schedule.append(request.row() for request in requests)
+        self._schedule.flush()
+
+    def on_stage(self, stage: Stage) -> None:
+        self._writer.manifest.stages.append(stage)
+        self._writer.write_manifest()
+        self.on_event("stage", stage=msgspec.to_builtins(stage))
+
+    def on_slos(self, slos: tuple[Slo, ...], derived: bool) -> None:
+        self._writer.manifest.slos = slos
+        self._writer.manifest.slos_derived = derived
+        self._writer.write_manifest()
+        self.on_event("slos", slos=[slo.text for slo in slos], derived=derived)
+
+    def on_progress(self, progress: Progress) -> None:
+        self._on_progress(progress)
+
+    def on_event(self, kind: str, **fields: Any) -> None:
+        self._writer.event(self._now_ns(), kind, **fields)
+
+    def close(self) -> None:
+        self._schedule.close()
+
+
+def new_manifest(
+    plan: Plan, facts: TargetFacts, run_id: str, *, t0_ns: int, started_wall: str, virtual: bool
+) -> Manifest:
+    offset_ns, error_ns = realtime_offset_ns()
+    process = psutil.Process()
+    host: dict[str, Any] = {
+        "node": platform.node(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "cpus": psutil.cpu_count() or 0,
+        "memory_bytes": psutil.virtual_memory().total,
+        "pid": process.pid,
+        "pid_started_s": process.create_time(),
+    }
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        run_id=run_id,
+        pinchpoint_version=__version__,
+        status="running",
+        abort_reason=None,
+        started_wall=started_wall,
+        t0_ns=t0_ns,
+        virtual=virtual,
+        seed=plan.seed,
+        plan=msgspec.to_builtins(plan),
+        target=facts,
+        slos=(),
+        slos_derived=False,
+        stages=[],
+        host=host,
+        clock={"realtime_minus_monotonic_ns": offset_ns, "error_ns": error_ns} if not virtual else {},
+        files={},
+    )

@@ -1,0 +1,754 @@
+"""Capacity search: how much load the service carries within its SLOs, and how it breaks beyond.
+
+    warm-up     one user, until its latencies are stationary; gives the unloaded latency and, if none were given, SLOs
+    bracket     open-loop Poisson steps, the rate growing geometrically until a step fails
+    bisect      steps between the highest pass and the lowest fail, first where the failing step's throughput points
+    prove       the highest pass again, for as long as the sequential test needs and the budget allows
+    overload    one step beyond the capacity, long enough to see what gives way
+    recovery    one user, until the service is itself again
+
+A step is judged by sequential binomial tests, one per SLO, over its requests in the order they were scheduled: a
+request counts only when all before it are decided, so that fast answers do not come first and flatter the step. Steps
+of bracket and bisect stop as soon as they fail, or when they lean to pass after enough requests; only the ends of the
+interval need to be proven.
+
+Everything here happens through a Driver, so the same search runs against a real service and in virtual time.
+"""
+
+import math
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import msgspec
+import numpy as np
+
+from pinchpoint.capacity import Tally, requests_needed
+from pinchpoint.clock import NS_PER_S
+from pinchpoint.errors import UnsupportedMeasurementError
+from pinchpoint.load.messages import Outcome, Pending, Update
+from pinchpoint.model import Progress, Slo, Stage, StageKind
+from pinchpoint.plan import ClosedStage, OpenStage, Plan
+from pinchpoint.slo import derive_slos, request_meets, surely_missed
+from pinchpoint.stats import effective_ratio, is_stationary
+from pinchpoint.workload.schedule import ScheduledRequest, Scheduler
+
+POLL_S = 0.1
+LEAD_S = 0.25
+"""From handing out a step to its first instant: time to build and deliver its requests."""
+WARMUP_BUDGET_RATIO = 0.15
+WARMUP_MAX_S = 40.0
+WARMUP_REQUESTS_MIN = 8
+WARMUP_REQUESTS_MAX = 200
+OVERLOAD_BUDGET_RATIO = 0.15
+OVERLOAD_RANGE_S = (8.0, 30.0)
+OVERLOAD_FACTOR = 1.5
+"""Times the lowest failing rate or the highest throughput seen: what gives way first is then saturated."""
+STEP_COUNT_PLANNED = 8
+"""Search steps that the budget is divided by."""
+STEP_RANGE_S = (4.0, 60.0)
+LEAN_REQUESTS = 40
+"""Requests after which a step may lean: two expected misses at p95 would show."""
+BRACKET_FACTOR = 2.0
+HOPELESS_MISSES = 8
+HOPELESS_FACTOR = 3.0
+"""So many times the allowed misses end a step that leans to fail."""
+SLOWED_FACTOR = 1.25
+BRACKET_STEP_E2E = 3.0
+"""Length of a bracket step in unloaded end-to-end times: one to settle, the rest to see requests end."""
+BRACKET_DOWN_STEPS = 5
+"""Rates tried below a first one that failed before the search gives up."""
+PROVE_REQUESTS_MIN = 10
+"""A proof that still lacks requests is given at least so many: the count without a miss is the best case."""
+FIRST_CONCURRENCY = 1.5
+"""The first rate keeps about this many requests in flight on an unloaded service (Little's law)."""
+RESOLUTION_RATIO = 1.10
+"""The interval is narrow enough when its ends differ by a tenth."""
+THROUGHPUT_MARGIN = 0.93
+"""Next guess below a failing step's throughput: a queue needs some slack to be stable."""
+BACKLOG_POINTS_MIN = 20
+"""Two seconds of readings."""
+BACKLOG_SHARE = 0.1
+"""A step in which more than this share of the offered requests piles up is not sustained."""
+DRAIN_MAX_S = 8.0
+RECOVERY_MAX_S = 10.0
+RECOVERY_FACTOR = 2.0
+"""The service is itself again when single requests are within this factor of the unloaded TTFT."""
+CLIENT_BUSY_MAX = 0.9
+"""Above this share of a core the load loop is the limit; going higher would measure ourselves."""
+DEAD_FAILURES = 20
+"""So many transport failures with nothing else between them: the service is gone."""
+PROGRESS_WINDOW_S = 5.0
+
+
+class Driver(Protocol):
+    """Carries out steps. Real: processes and sockets. Virtual: the lab's engine on a simulated clock."""
+
+    def now_ns(self) -> int: ...
+    def start_step(self, stage: int, t0_ns: int, requests: Sequence[ScheduledRequest]) -> None: ...
+    def poll(self, timeout_s: float) -> list[Update]:
+        """Waits (or advances virtual time) up to timeout_s; returns what the load processes report."""
+        ...
+
+    def stop_issue(self) -> None: ...
+    def cancel(self, reason: str) -> None: ...
+
+
+class Observer(Protocol):
+    """Hears what happens; the runner stores and shows it."""
+
+    def on_schedule(self, requests: Sequence[ScheduledRequest]) -> None: ...
+    def on_stage(self, stage: Stage) -> None: ...
+    def on_slos(self, slos: tuple[Slo, ...], derived: bool) -> None: ...
+    def on_progress(self, progress: Progress) -> None: ...
+    def on_event(self, kind: str, **fields: object) -> None: ...
+
+
+class ServiceGoneError(UnsupportedMeasurementError):
+    """The service stopped answering in the middle of the run."""
+
+
+class _StepState:
+    """What is known of the running step: outcomes by request, decided prefix per SLO, backlog over time."""
+
+    def __init__(
+        self,
+        requests: Sequence[ScheduledRequest],
+        t0_ns: int,
+        settle_ns: int,
+        kind: StageKind,
+        rate_rps: float | None,
+        concurrency: int | None,
+    ) -> None:
+        self.kind: StageKind = kind
+        self.rate_rps = rate_rps
+        self.concurrency = concurrency
+        self.t0_ns = t0_ns
+        self.settle_ns = settle_ns
+        self.outcomes: dict[int, Outcome] = {}
+        self.pending: dict[int, Pending] = {}
+        self.backlog: list[tuple[float, int]] = []
+        self._order = [r for r in requests if r.offset_ns is not None and r.offset_ns >= settle_ns]
+
+    def tally(self, slos: Sequence[Slo], now_ns: int) -> Tally:
+        """Counts per SLO over the longest decided prefix."""
+        attainment: dict[str, tuple[int, int]] = {}
+        effective: dict[str, float] = {}
+        for slo in slos:
+            outcomes: list[bool] = []
+            for request in self._order:
+                known, verdict = self._verdict(slo, request, now_ns)
+                if not known:
+                    break
+                if verdict is not None:
+                    outcomes.append(verdict)
+            attainment[slo.text] = (outcomes.count(True), len(outcomes))
+            effective[slo.text] = effective_ratio(outcomes)
+        return Tally.of(attainment, effective)
+
+    def _verdict(self, slo: Slo, request: ScheduledRequest, now_ns: int) -> tuple[bool, bool | None]:
+        """(decided, met). A request that was withdrawn undecided is decided and does not count."""
+        if (outcome := self.outcomes.get(request.request_id)) is not None:
+            if outcome.status == "cancelled":
+                missed = surely_missed(
+                    slo,
+                    age_s=outcome.e2e_s,
+                    has_first_byte=outcome.has_first_byte,
+                    since_first_token_s=outcome.since_first_token_s,
+                    max_output_tokens=outcome.max_output_tokens,
+                )
+                return True, False if missed else None
+            return True, request_meets(
+                slo,
+                status=outcome.status,
+                ttft_s=outcome.ttft_s,
+                tpot_s=outcome.tpot_s,
+                e2e_s=outcome.e2e_s,
+                itl_max_s=outcome.itl_max_s,
+            )
+        pending = self.pending.get(request.request_id)
+        if pending is None:
+            return False, None
+        if slo.metric == "ttft" and pending.first_token_ns is not None:
+            return True, (pending.first_token_ns - pending.scheduled_ns) / NS_PER_S < slo.limit
+        first_ns = pending.first_token_ns
+        missed = surely_missed(
+            slo,
+            age_s=(now_ns - pending.scheduled_ns) / NS_PER_S,
+            has_first_byte=pending.has_first_byte,
+            since_first_token_s=(now_ns - first_ns) / NS_PER_S if first_ns is not None else None,
+            max_output_tokens=pending.max_output_tokens,
+        )
+        return (True, False) if missed else (False, None)
+
+    def backlog_growth_rps(self) -> float:
+        """Requests per second by which the backlog grows, clearly above noise; 0 otherwise.
+
+        Compares the end of the step with the middle of its settled part: by then a stable service has filled up to
+        what the rate needs. In a stable queue two counts some service times apart differ by the square root of twice
+        their mean (Poisson, independent). Four of those are called clear, because one looks at every reading.
+        """
+        settle_s = self.settle_ns / NS_PER_S
+        points = [(t_s, n) for t_s, n in self.backlog if t_s >= settle_s]
+        if len(points) < BACKLOG_POINTS_MIN:
+            return 0.0
+        edge = max(1, len(points) // 10)
+        middle = points[len(points) // 2 - edge : len(points) // 2 + edge]
+        (t_middle_s, n_middle), (t_end_s, n_end) = _mean_point(middle), _mean_point(points[-2 * edge :])
+        grown, (_, n_mean) = n_end - n_middle, _mean_point(points)
+        return grown / (t_end_s - t_middle_s) if grown > 4 * math.sqrt(2 * max(n_mean, 1.0)) else 0.0
+
+
+class Baseline(msgspec.Struct, frozen=True):
+    """Medians of the unloaded service. None where the service does not stream."""
+
+    ttft_s: float | None
+    tpot_s: float | None
+    e2e_s: float
+    input_tokens: float | None
+    """As the service counted them; None when it does not tell."""
+    planned_input_tokens: float
+
+
+class Search:
+    """One search. `run` returns normally when the search is over; what was measured is with the observer."""
+
+    def __init__(self, driver: Driver, observer: Observer, scheduler: Scheduler, plan: Plan, slos: tuple[Slo, ...]):
+        self._driver = driver
+        self._observer = observer
+        self._scheduler = scheduler
+        self._plan = plan
+        self.slos = slos
+        self.stages: list[Stage] = []
+        self.baseline: Baseline | None = None
+        self.on_baseline: Callable[[Baseline], None] | None = None
+        """Called once the unloaded latencies are known, before the first search step (prompts are re-fitted)."""
+        self._begun_ns = driver.now_ns()
+        self._ended: deque[tuple[int, Outcome]] = deque(maxlen=20000)
+        self._completed = self._failed = 0
+        self._failures_in_a_row = 0
+        self._tokens: dict[int, int] = {}
+        self._token_history: deque[tuple[int, int]] = deque(maxlen=600)
+        self._client_busy: deque[float] = deque(maxlen=20)
+        self._step_lines: list[tuple[float, str, str]] = []
+        self._phase, self._detail = "warm-up", ""
+        self._current: _StepState | None = None
+        self._rate_rps: float | None = None
+        self._lower: float | None = None
+        self._upper: float | None = None
+        self._counts: dict[float, Tally] = {}
+        """rate -> pooled counts of every step at that rate: the test is valid however the requests were spread."""
+        self._throughput: dict[float, float] = {}
+        """rate -> successful completions per second of the last step at that rate."""
+        self._slowed = False
+        """Whether the last search step was answered visibly slower than the unloaded service answers."""
+
+    # -- the whole -------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        self._warm_up()
+        if self._plan.stages:
+            self._run_plan_stages()
+            return
+        self._bracket()
+        self._refine()
+        self._overload()
+
+    @property
+    def _elapsed_s(self) -> float:
+        return (self._driver.now_ns() - self._begun_ns) / NS_PER_S
+
+    @property
+    def _left_s(self) -> float:
+        return self._plan.budget_s - self._elapsed_s
+
+    @property
+    def _overload_s(self) -> float:
+        low, high = OVERLOAD_RANGE_S
+        settle_s = 2 * self.baseline.e2e_s if self.baseline else 0.0
+        return min(max(low, OVERLOAD_BUDGET_RATIO * self._plan.budget_s, settle_s), high)
+
+    @property
+    def _search_left_s(self) -> float:
+        """Budget without what the overload step and the recovery after it need."""
+        return self._left_s - self._overload_s - 2.0
+
+    # -- phases ----------------------------------------------------------------------------------------------------
+
+    def _warm_up(self) -> None:
+        self._phase = "warm-up"
+        self._rate_rps = None
+        limit_s = min(WARMUP_MAX_S, WARMUP_BUDGET_RATIO * self._plan.budget_s)
+        requests = self._scheduler.closed_loop(len(self.stages), 1, WARMUP_REQUESTS_MAX)
+        state, t0_ns = self._begin(requests, "warmup", concurrency=1)
+        stationary = False
+        while True:
+            self._poll(state)
+            done = _in_order(state)
+            answered = [o for o in done if o.status == "ok"]
+            elapsed_s = (self._driver.now_ns() - t0_ns) / NS_PER_S
+            stationary = len(answered) >= WARMUP_REQUESTS_MIN and self._looks_stationary(answered)
+            if stationary or len(done) >= WARMUP_REQUESTS_MAX:
+                break
+            if elapsed_s >= limit_s and answered:
+                break
+            if elapsed_s >= max(3 * limit_s, self._plan.timeout_s + 1) or (len(done) >= 5 and not answered):
+                break
+        self._driver.stop_issue()
+        self._drain(state, cancel_after_s=0.0 if not answered else max(2.0, answered[-1].e2e_s * 2))
+        answered = [o for o in _in_order(state) if o.status == "ok"]
+        if not answered:
+            self._end(state, "warm-up", "none", "no request was answered")
+            first = next(iter(state.outcomes.values()), None)
+            cause = f"{first.status}: {first.error}" if first else "no answer in time"
+            raise UnsupportedMeasurementError(f"the service answered no request of the warm-up ({cause})")
+        settled = answered[len(answered) // 2 :] if len(answered) >= 6 else answered
+        settle_ns = max(0, settled[0].scheduled_ns - t0_ns)
+        reason = (
+            f"stationary after {len(answered)} requests"
+            if stationary
+            else f"not yet stationary after {len(answered)} requests; the time for it was up"
+        )
+        self._end(state, "warm-up", "none", reason, settle_ns=settle_ns)
+        planned = {r.request_id: r.input_tokens for r in requests}
+        self.baseline = Baseline(
+            ttft_s=_median([o.ttft_s for o in settled]),
+            tpot_s=_median([o.tpot_s for o in settled]),
+            e2e_s=_median([o.e2e_s for o in settled]) or 1e-3,
+            input_tokens=_median([o.input_tokens for o in settled]),
+            planned_input_tokens=_median([planned[o.request_id] for o in settled]) or 1.0,
+        )
+        if self.on_baseline:
+            self.on_baseline(self.baseline)
+        derived = not self.slos
+        if derived:
+            self.slos = derive_slos(self.baseline.ttft_s, self.baseline.tpot_s, self.baseline.e2e_s)
+        self._observer.on_slos(self.slos, derived)
+
+    @staticmethod
+    def _looks_stationary(answered: list[Outcome]) -> bool:
+        """Over the later two thirds: what came first may have met cold caches and compilers."""
+        recent = answered[len(answered) // 3 :]
+        ttft = [o.ttft_s for o in recent if o.ttft_s is not None]
+        tpot = [o.tpot_s for o in recent if o.tpot_s is not None]
+        if not ttft:
+            return is_stationary([o.e2e_s for o in recent])
+        return is_stationary(ttft, tolerance_ratio=0.25) and (not tpot or is_stationary(tpot))
+
+    def _bracket(self) -> None:
+        """Short steps: a wrong lean to pass costs nothing here, because the ends are proven later."""
+        self._phase = "search"
+        assert self.baseline is not None
+        rate_rps = FIRST_CONCURRENCY / self.baseline.e2e_s
+        ceiling_rps = self._plan.max_rate_rps or math.inf
+        step_s = min(STEP_RANGE_S[1], max(STEP_RANGE_S[0], BRACKET_STEP_E2E * self.baseline.e2e_s))
+        while not self._counts or self._search_left_s > step_s:
+            rate_rps = min(rate_rps, ceiling_rps)
+            if self._step(_neat(rate_rps), max_s=step_s) == "fail":
+                if self._lower is not None or len(self._counts) >= BRACKET_DOWN_STEPS:
+                    return
+                rate_rps /= BRACKET_FACTOR**2  # the very first rate failed: look below it
+            elif self._upper is not None or rate_rps >= ceiling_rps or self._client_is_limit():
+                return
+            else:
+                hurried = self._search_left_s < 3 * step_s
+                rate_rps *= BRACKET_FACTOR if self._slowed and not hurried else BRACKET_FACTOR**2
+
+    def _refine(self) -> None:
+        """Bisects while there is time to prove the lower end afterwards, then proves it."""
+        while self._lower and self._search_left_s > STEP_RANGE_S[0]:
+            left_s = self._search_left_s
+            latency_s = self._prove_s(self._lower, latency_only=True)
+            all_s = self._prove_s(self._lower, latency_only=False)
+            wide = self._upper is not None and self._upper / self._lower > RESOLUTION_RATIO
+            next_rps = self._next_rate() if wide else None
+            # An end that cannot be proven in the time left is not worth the time: a narrower guess is.
+            if next_rps and (not 0 < latency_s <= left_s or left_s > latency_s + self._step_max_s()):
+                self._step(next_rps)
+            elif 0 < latency_s <= left_s or 0 < all_s <= left_s:
+                self._step(self._lower, max_s=left_s, prove=True)
+            else:
+                return
+
+    def _next_rate(self) -> float | None:
+        """Between the ends; first where the failing step's throughput says that the queue would be stable."""
+        assert self._lower is not None and self._upper is not None
+        rate_rps = math.sqrt(self._lower * self._upper)
+        sustained_rps = THROUGHPUT_MARGIN * self._throughput.get(self._upper, 0.0)
+        if self._lower * RESOLUTION_RATIO < sustained_rps < self._upper / RESOLUTION_RATIO:
+            rate_rps = sustained_rps
+        return _neat(rate_rps) if _neat(rate_rps) not in self._counts else None
+
+    def _prove_s(self, rate_rps: float, *, latency_only: bool) -> float:
+        """Time that proving this rate still takes if nothing more is missed; 0 when it is decided.
+
+        The errors SLO allows so few misses that proving it takes several times as long as the latency SLOs; it is
+        proven only when time is left over, and else the answer says how far the evidence goes.
+        """
+        tally = self._counts.get(rate_rps, Tally())
+        missing = 0
+        for slo in self.slos:
+            if latency_only and slo.metric == "errors":
+                continue
+            if tally.decide_slo(slo, self.slos) == "undecided":
+                needed = requests_needed((slo,), alpha_shared_by=len(self.slos))
+                missing = max(missing, needed - tally.counted(slo), PROVE_REQUESTS_MIN)
+        return missing / rate_rps
+
+    def _overload(self) -> None:
+        if self._upper is None or self._left_s < OVERLOAD_RANGE_S[0] / 2:
+            return
+        self._phase = "overload"
+        rate_rps = _neat(OVERLOAD_FACTOR * max(self._upper, *self._throughput.values()))
+        self._step(rate_rps, kind="overload", max_s=min(self._overload_s, max(self._left_s, 4.0)), decide_early=False)
+        self._recover()
+
+    def _run_plan_stages(self) -> None:
+        self._phase = "load"
+        for i, spec in enumerate(self._plan.stages):
+            name = spec.name or f"stage {i + 1}"
+            if isinstance(spec, OpenStage):
+                self._step(spec.rate_rps, kind="load", max_s=spec.duration_s, decide_early=False, name=name)
+            else:
+                self._closed_stage(spec, name)
+
+    def _closed_stage(self, spec: ClosedStage, name: str) -> None:
+        assert self.baseline is not None
+        self._rate_rps = None
+        self._detail = f"{name}: {spec.concurrency} users"
+        turns = max(2, math.ceil(2 * spec.duration_s / (self.baseline.e2e_s / 2 + spec.think_s)))
+        requests = self._scheduler.closed_loop(len(self.stages), spec.concurrency, turns, spec.think_s)
+        state, t0_ns = self._begin(requests, "load", concurrency=spec.concurrency)
+        while (self._driver.now_ns() - t0_ns) / NS_PER_S < spec.duration_s:
+            if not self._poll(state) and len(state.outcomes) == len(requests):
+                break
+        self._driver.stop_issue()
+        end_ns = self._driver.now_ns()
+        self._drain(state, cancel_after_s=max(DRAIN_MAX_S, 3 * self.baseline.e2e_s))
+        settle_ns = round(min(self.baseline.e2e_s, spec.duration_s / 4) * NS_PER_S)
+        self._end(state, name, "none", "", settle_ns=settle_ns, t1_ns=end_ns, think_s=spec.think_s)
+
+    def _recover(self) -> None:
+        """Single requests until the service answers them as it did unloaded, so that no step inherits a backlog."""
+        assert self.baseline is not None
+        reference_s = self.baseline.ttft_s or self.baseline.e2e_s
+        phase, self._phase = self._phase, "recovery"
+        self._rate_rps = None
+        requests = self._scheduler.closed_loop(len(self.stages), 1, 50)
+        state, t0_ns = self._begin(requests, "recovery", concurrency=1)
+        recovered = False
+        while not recovered and (self._driver.now_ns() - t0_ns) / NS_PER_S < min(RECOVERY_MAX_S, self._left_s + 4):
+            self._poll(state)
+            last = [o for o in _in_order(state) if o.status == "ok"][-1:]
+            recovered = bool(last) and (last[0].ttft_s or last[0].e2e_s) <= RECOVERY_FACTOR * reference_s
+        self._driver.stop_issue()
+        self._drain(state, cancel_after_s=0.0)
+        took_s = (self._driver.now_ns() - t0_ns) / NS_PER_S
+        reason = f"itself again after {took_s:.1f} s" if recovered else f"not itself again after {took_s:.1f} s"
+        self._end(state, "recovery", "none", reason)
+        self._phase = phase
+
+    # -- one step --------------------------------------------------------------------------------------------------
+
+    def _step(
+        self,
+        rate_rps: float,
+        *,
+        kind: StageKind = "search",
+        max_s: float | None = None,
+        decide_early: bool = True,
+        prove: bool = False,
+        name: str | None = None,
+    ) -> str:
+        """Runs one open-loop step and returns its decision: pass, fail (undecided ones lean) or none."""
+        assert self.baseline is not None
+        max_s = max_s or self._step_max_s()
+        settle_s = min(max(0.5, self.baseline.e2e_s), max_s / 3)
+        min_s = settle_s + min(max(2.0, 2 * self.baseline.e2e_s), max_s / 2)
+        self._rate_rps = rate_rps
+        self._detail = f"{'proving ' if prove else ''}{rate_rps:g} req/s"
+        requests = self._scheduler.open_loop(len(self.stages), rate_rps, max_s)
+        state, t0_ns = self._begin(requests, kind, settle_ns=round(settle_s * NS_PER_S), rate_rps=rate_rps)
+        decision, reason = "undecided", ""
+        while True:
+            self._poll(state)
+            now_ns = self._driver.now_ns()
+            elapsed_s = (now_ns - t0_ns) / NS_PER_S
+            if decide_early:
+                tally = state.tally(self.slos, now_ns)
+                pooled = tally.plus(self._counts.get(rate_rps, Tally()))
+                growth_rps = state.backlog_growth_rps()
+                decision, reason = pooled.decide(self.slos)
+                if decision != "fail" and elapsed_s >= min_s and growth_rps > BACKLOG_SHARE * rate_rps:
+                    decision, reason = "fail", _backlog(growth_rps)
+                if decision == "fail":
+                    break
+                if elapsed_s >= min_s and growth_rps == 0.0 and self._may_stop(pooled, tally, prove):
+                    break
+                if elapsed_s >= min_s and self._is_hopeless(pooled):
+                    break
+            if elapsed_s >= max_s:
+                break
+        end_ns = min(self._driver.now_ns(), t0_ns + round(max_s * NS_PER_S))
+        self._driver.stop_issue()
+        throughput = self._throughput_of(state, end_ns)
+        growth_rps = state.backlog_growth_rps()
+        self._drain(state, cancel_after_s=self._drain_s(decision))
+        tally = state.tally(self.slos, self._driver.now_ns())
+        if kind == "search":
+            tally = tally.plus(self._counts.get(rate_rps, Tally()))
+            self._counts[rate_rps] = tally
+            self._throughput[rate_rps] = throughput
+            self._slowed = self._is_slower_than_unloaded(state)
+        if decision != "fail":
+            decision, reason = tally.decide(self.slos)
+        if decision != "fail" and growth_rps > BACKLOG_SHARE * rate_rps:
+            decision, reason = "fail", _backlog(growth_rps)
+        if decision == "undecided" and not tally.leans_pass(self.slos):
+            reason += " (leans to fail)"
+        self._end(state, name or kind, decision, reason, t1_ns=end_ns)
+        leaning = decision if decision != "undecided" else ("pass" if tally.leans_pass(self.slos) else "fail")
+        self._step_lines.append((rate_rps, decision, reason))
+        if kind == "search":
+            self._narrow(rate_rps, leaning)
+            if leaning == "fail":
+                self._recover()
+        return leaning
+
+    def _step_max_s(self) -> float:
+        assert self.baseline is not None
+        low, high = STEP_RANGE_S
+        planned_s = (self._plan.budget_s * (1 - OVERLOAD_BUDGET_RATIO - WARMUP_BUDGET_RATIO)) / STEP_COUNT_PLANNED
+        wanted_s = max(planned_s, 4 * self.baseline.e2e_s)
+        return max(low, min(wanted_s, high, max(self._search_left_s, low)))
+
+    def _may_stop(self, pooled: Tally, tally: Tally, prove: bool) -> bool:
+        """Whether enough is known to end a step that does not fail.
+
+        A proof ends when every latency SLO is decided and the errors SLO either is, too, or cannot be in the time left.
+        """
+        if not prove:
+            return min(map(tally.counted, self.slos)) >= LEAN_REQUESTS and tally.leans_pass(self.slos)
+        undecided = [slo for slo in self.slos if pooled.decide_slo(slo, self.slos) == "undecided"]
+        if any(slo.metric != "errors" for slo in undecided):
+            return False
+        needed_s = self._prove_s(self._rate_rps or 1.0, latency_only=False)
+        return not undecided or needed_s > self._search_left_s
+
+    def _is_hopeless(self, tally: Tally) -> bool:
+        """Far more misses than allowed, though not yet proven, because they come in runs: the time is better spent."""
+        for slo in self.slos:
+            met, counted = tally.attainment.get(slo.text, (0, 0))
+            misses = counted - met
+            if misses >= HOPELESS_MISSES and misses > HOPELESS_FACTOR * (1 - slo.attainment_ratio) * counted:
+                return True
+        return False
+
+    def _is_slower_than_unloaded(self, state: _StepState) -> bool:
+        """While nothing slows down, the bracket may take strides of twice the usual length (in the logarithm)."""
+        assert self.baseline is not None
+        ttft_s = _median([o.ttft_s for o in state.outcomes.values()])
+        tpot_s = _median([o.tpot_s for o in state.outcomes.values()])
+        pairs = ((ttft_s, self.baseline.ttft_s), (tpot_s, self.baseline.tpot_s))
+        return any(now_s is not None and base_s and now_s > SLOWED_FACTOR * base_s for now_s, base_s in pairs)
+
+    def _narrow(self, rate_rps: float, leaning: str) -> None:
+        if leaning == "pass":
+            self._lower = max(self._lower or 0.0, rate_rps)
+        else:
+            self._upper = min(self._upper or math.inf, rate_rps)
+            if self._lower is not None and self._lower >= self._upper:
+                below = [r for r, c in self._counts.items() if r < self._upper and c.leans_pass(self.slos)]
+                self._lower = max(below, default=None)
+
+    def _throughput_of(self, state: _StepState, end_ns: int) -> float:
+        """Successful completions per second after settling."""
+        start_ns = state.t0_ns + state.settle_ns
+        ended = sum(
+            1
+            for o in state.outcomes.values()
+            if o.status == "ok" and start_ns <= o.scheduled_ns + round(o.e2e_s * NS_PER_S) < end_ns
+        )
+        return ended / max((end_ns - start_ns) / NS_PER_S, 1e-6)
+
+    def _drain_s(self, decision: str) -> float:
+        assert self.baseline is not None
+        if decision == "fail" or self._phase == "overload":
+            return min(1.0, self.baseline.e2e_s)
+        return min(DRAIN_MAX_S, max(2.0, 4 * self.baseline.e2e_s))
+
+    def _client_is_limit(self) -> bool:
+        busy = sorted(self._client_busy)
+        if len(busy) >= 10 and busy[len(busy) // 2] > CLIENT_BUSY_MAX:
+            self._observer.on_event("client-limit", busy_ratio=busy[len(busy) // 2])
+            return True
+        return False
+
+    # -- plumbing --------------------------------------------------------------------------------------------------
+
+    def _begin(
+        self,
+        requests: Sequence[ScheduledRequest],
+        kind: StageKind,
+        *,
+        settle_ns: int = 0,
+        rate_rps: float | None = None,
+        concurrency: int | None = None,
+    ) -> tuple[_StepState, int]:
+        t0_ns = self._driver.now_ns() + round(LEAD_S * NS_PER_S)
+        self._observer.on_schedule(requests)
+        state = self._current = _StepState(requests, t0_ns, settle_ns, kind, rate_rps, concurrency)
+        self._driver.start_step(len(self.stages), t0_ns, requests)
+        return state, t0_ns
+
+    def _end(
+        self,
+        state: _StepState,
+        name: str,
+        decision: str,
+        reason: str,
+        *,
+        settle_ns: int | None = None,
+        t1_ns: int | None = None,
+        think_s: float = 0.0,
+    ) -> None:
+        now_ns = self._driver.now_ns()
+        stage = Stage(
+            index=len(self.stages),
+            kind=state.kind,
+            name=name,
+            t0_ns=state.t0_ns,
+            t1_ns=max(state.t0_ns + 1, t1_ns or now_ns),
+            drained_ns=now_ns,
+            settle_ns=state.settle_ns if settle_ns is None else settle_ns,
+            rate_rps=state.rate_rps,
+            concurrency=state.concurrency,
+            think_s=think_s,
+            decision=decision,  # pyright: ignore[reportArgumentType]
+            reason=reason,
+        )
+        self._current = None
+        self.stages.append(stage)
+        self._observer.on_stage(stage)
+
+    def _poll(self, state: _StepState) -> bool:
+        """One round: waits, takes what came into the state, shows progress. False when nothing came."""
+        updates = self._driver.poll(POLL_S)
+        stage = len(self.stages)
+        for update in updates:
+            self._tokens[update.worker] = update.tokens
+            self._client_busy.append(update.busy_ratio)
+            for outcome in update.outcomes:
+                self._ended.append((update.t_ns, outcome))
+                self._count(outcome)
+                if outcome.stage == stage:
+                    state.outcomes[outcome.request_id] = outcome
+            state.pending = {
+                **{i: p for i, p in state.pending.items() if i not in state.outcomes},
+                **{p.request_id: p for p in update.pending if p.stage == stage},
+            }
+            for request_id in [i for i in state.pending if i in state.outcomes]:
+                del state.pending[request_id]
+            state.backlog.append(((update.t_ns - state.t0_ns) / NS_PER_S, len(state.pending)))
+            self._token_history.append((update.t_ns, sum(self._tokens.values())))
+        if updates:
+            self._observer.on_progress(self._progress(len(state.pending)))
+        if self._failures_in_a_row >= DEAD_FAILURES:
+            self.interrupt("the service stopped answering")
+            raise ServiceGoneError(
+                f"the service stopped answering: the last {self._failures_in_a_row} requests all failed to connect; "
+                "see whether it still runs"
+            )
+        return bool(updates)
+
+    def interrupt(self, reason: str) -> None:
+        """Ends the running stage at once, so that what was measured of it is kept and can be judged."""
+        state = self._current
+        if state is None:
+            return
+        self._driver.stop_issue()
+        self._drain(state, cancel_after_s=0.0)
+        self._end(state, "interrupted", "none", reason)
+
+    def _count(self, outcome: Outcome) -> None:
+        if outcome.status == "ok":
+            self._completed += 1
+        elif outcome.status != "cancelled":
+            self._failed += 1
+        if outcome.status == "transport_error":
+            self._failures_in_a_row += 1
+        elif outcome.status != "cancelled":
+            self._failures_in_a_row = 0
+
+    def _drain(self, state: _StepState, *, cancel_after_s: float) -> None:
+        """Waits for what is in flight; withdraws what has not ended after a while."""
+        deadline_ns = self._driver.now_ns() + round(cancel_after_s * NS_PER_S)
+        first = True
+        while first or (state.pending and self._driver.now_ns() < deadline_ns):
+            first = False
+            self._take(state)
+        if state.pending:
+            self._driver.cancel("the step was decided")
+            give_up_ns = self._driver.now_ns() + 5 * NS_PER_S
+            while state.pending and self._driver.now_ns() < give_up_ns:
+                self._take(state)
+
+    def _take(self, state: _StepState) -> None:
+        failures, self._failures_in_a_row = self._failures_in_a_row, 0
+        self._poll(state)
+        self._failures_in_a_row = failures
+
+    def _progress(self, in_flight: int) -> Progress:
+        now_ns = self._driver.now_ns()
+        since_ns = now_ns - round(PROGRESS_WINDOW_S * NS_PER_S)
+        while self._ended and self._ended[0][0] < since_ns:
+            self._ended.popleft()
+        while len(self._token_history) > 2 and self._token_history[0][0] < since_ns:
+            self._token_history.popleft()
+        recent = [o for _, o in self._ended if o.status == "ok"]
+        (t_a, n_a), (t_b, n_b) = self._token_history[0], self._token_history[-1]
+        return Progress(
+            phase=self._phase,
+            detail=self._detail,
+            elapsed_s=self._elapsed_s,
+            left_s=max(0.0, self._left_s) if not self._plan.stages else None,
+            rate_rps=self._rate_rps,
+            in_flight=in_flight,
+            completed=self._completed,
+            errors=self._failed,
+            output_tokens_per_s=(n_b - n_a) / max((t_b - t_a) / NS_PER_S, 1e-3) if t_b > t_a else 0.0,
+            ttft_p50_s=_percentile([o.ttft_s for o in recent], 50, 1),
+            ttft_p95_s=_percentile([o.ttft_s for o in recent], 95, 20),
+            tpot_p50_s=_percentile([o.tpot_s for o in recent], 50, 1),
+            tpot_p95_s=_percentile([o.tpot_s for o in recent], 95, 20),
+            lower_rps=self._lower,
+            upper_rps=self._upper,
+            steps=tuple(self._step_lines),
+        )
+
+
+def _mean_point(points: list[tuple[float, int]]) -> tuple[float, float]:
+    return sum(t_s for t_s, _ in points) / len(points), sum(n for _, n in points) / len(points)
+
+
+def _backlog(growth_rps: float) -> str:
+    return f"backlog grows by {growth_rps:.2g} requests per second: the rate is not sustained"
+
+
+def _in_order(state: _StepState) -> list[Outcome]:
+    return sorted(state.outcomes.values(), key=lambda o: o.scheduled_ns)
+
+
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.median(known)) if known else None
+
+
+def _percentile(values: Sequence[float | None], percent: float, at_least: int) -> float | None:
+    known = [v for v in values if v is not None]
+    return float(np.percentile(known, percent)) if len(known) >= at_least else None
+
+
+def _neat(rate_rps: float) -> float:
+    """Three significant digits: a rate that a person can read, type and compare."""
+    return float(f"{rate_rps:.3g}")
