@@ -2,7 +2,7 @@
 
 A queue in front of eight sequence slots is played through in virtual time, so the run has a true knee: below about
 6 req/s requests find a free slot, above it they wait. `example_verdict` says what a judge would say of it; it is
-written by hand, so tests of the report do not depend on the rules.
+written by hand, so tests of the report depend neither on the rules nor on the statistics of a decision.
 """
 
 import heapq
@@ -10,10 +10,10 @@ import random
 from collections.abc import Sequence
 from pathlib import Path
 
-from pinchpoint.capacity import capacity_of, decide
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.model import (
     FORMAT_VERSION,
+    Capacity,
     Evidence,
     Finding,
     Limits,
@@ -268,7 +268,7 @@ def _write_telemetry(writer: RunWriter, end_s: float, served_by_stage: list[list
 
 
 def _decide_stages(path: Path, slos: tuple[Slo, ...]) -> None:
-    """Writes into the manifest what the search would have decided, by the same test."""
+    """Writes a decision for every search step into the manifest: pass when each SLO's observed share is met."""
     import msgspec
 
     run = read_run(path)
@@ -278,10 +278,32 @@ def _decide_stages(path: Path, slos: tuple[Slo, ...]) -> None:
         if stage.kind != "search":
             decided.append(stage)
             continue
-        decision, reason = decide(view.stage_result(stage, slos).attainment, slos)
+        decision, reason = "pass", "every SLO held"
+        for slo in slos:
+            met, counted = view.stage_result(stage, slos).attainment[slo.text]
+            if met < slo.attainment_ratio * counted:
+                decision, reason = "fail", f"{slo.text}: {counted - met} of {counted} requests missed it"
+                break
         decided.append(msgspec.structs.replace(stage, decision=decision, reason=reason))
     run.manifest.stages = decided
     (path / "run.json").write_bytes(msgspec.json.format(msgspec.json.encode(run.manifest), indent=2))
+
+
+def _capacity(stages: Sequence[Stage]) -> Capacity | None:
+    """The interval that the written decisions span; None when no step was searched."""
+    searched = [stage for stage in stages if stage.kind == "search" and stage.rate_rps is not None]
+    if not searched:
+        return None
+    failed = {stage.rate_rps: stage for stage in searched if stage.decision == "fail"}
+    upper_rps = min(failed, default=None, key=lambda rate_rps: rate_rps or 0.0)
+    passed = [stage.rate_rps or 0.0 for stage in searched if stage.decision == "pass"]
+    return Capacity(
+        lower_rps=max([rate_rps for rate_rps in passed if upper_rps is None or rate_rps < upper_rps], default=None),
+        upper_rps=upper_rps,
+        confidence=0.95,
+        proven=True,
+        limiting_slo=failed[upper_rps].reason.split(":")[0] if upper_rps is not None else None,
+    )
 
 
 def open_view(path: Path) -> RunView:
@@ -403,7 +425,7 @@ def example_verdict(view: RunView, **changes: object) -> Verdict:
 
     slos = view.manifest.slos
     stages = tuple(view.stage_result(stage, slos) for stage in view.stages)
-    capacity = capacity_of([stage for stage in stages if stage.kind != "warmup"], slos)
+    capacity = _capacity(view.stages)
     ends = (capacity.lower_rps, capacity.upper_rps) if capacity else (None, None)
     verdict = Verdict(
         format_version=FORMAT_VERSION,

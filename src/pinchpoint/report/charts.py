@@ -18,7 +18,7 @@ from pinchpoint.series import RunView, Series
 
 POINTS_MAX = 1600
 """Points per line: about one per device pixel of a wide chart."""
-BIN_MIN_S = 2.0
+BIN_MIN_S = 3.0
 """Shortest bin for rates: at a few requests per second shorter bins show counting noise only."""
 BINS_MAX = 400
 ROLLING_S = 6.0
@@ -191,18 +191,19 @@ def _curve_charts(view: RunView, verdict: Verdict) -> list[dict[str, Any]]:
 
     def latency(key: str, title: str, reading: str, quantiles: str) -> dict[str, Any]:
         picked = [getattr(stage, quantiles) for stage in stages]
-        series = [
-            line("p50", [q.get("p50") for q in picked], "second", thin=True),
-            line("p95", [q.get("p95") for q in picked], "first"),
-        ]
-        if key == "ttft":
-            series[1]["interval"] = [_interval(stage) for stage in stages]
+        promised = next((f"p{100 * slo.attainment_ratio:g}" for slo in verdict.slos if slo.metric == key), "p95")
+        series = []
+        for name, colour in (("p50", "fifth"), ("p90", "third"), ("p95", "first"), ("p99", "fourth")):
+            if name in ("p50", "p95", promised):
+                series.append(line(name, [q.get(name) for q in picked], colour, thin=name == "p50"))
+                if (key, name) == ("ttft", "p95"):
+                    series[-1]["interval"] = [_interval(stage) for stage in stages]
         extra = {"key": f"curve-{key}", "title": title, "reading": reading, "axis": key.upper(), "unit": "s"}
         return {**base, **extra, "series": series, "limits": _limits(verdict, key), "log": key == "ttft"}
 
     throughput = [
         line("goodput", [stage.goodput_rps for stage in stages], "first"),
-        line("completed", [stage.completed_rps for stage in stages], "second", thin=True),
+        line("completed", [stage.completed_rps for stage in stages], "fifth", thin=True),
     ]
     if rated:
         throughput.append(line("offered", [stage.rate_rps for stage in stages], "muted", dashed=True, bare=True))
@@ -218,12 +219,14 @@ def _curve_charts(view: RunView, verdict: Verdict) -> list[dict[str, Any]]:
     targets = sorted({slo.attainment_ratio for slo in verdict.slos})
     charts = [
         latency("ttft", "Time to first token", "Flat while there is room, then a wall: that is the queue.", "ttft_s"),
-        latency("tpot", "Time per output token", "How much slower each answer streams as more share the batch.", "tpot_s"),
+        latency(
+            "tpot", "Time per output token", "How much slower each answer streams as more share the batch.", "tpot_s"
+        ),
         {
             **base,
             "key": "curve-goodput",
             "title": "Goodput",
-            "reading": "Requests per second that met every SLO. Where it leaves the dashed line, load turns into misses.",
+            "reading": "Requests that met every SLO. Where the line leaves the dashed one, load turns into misses.",
             "axis": "req/s",
             "unit": "rate",
             "series": throughput,
@@ -239,7 +242,7 @@ def _curve_charts(view: RunView, verdict: Verdict) -> list[dict[str, Any]]:
                 "axis": "share met",
                 "unit": "ratio",
                 "series": attainment,
-                "limits": [{"value": target, "label": f"target {target:.1%}".replace(".0%", "%")} for target in targets],
+                "limits": [{"value": target, "label": f"target {100 * target:g}%"} for target in targets],
             }
         )
     return [chart for chart in charts if any(v is not None for s in chart["series"] for v in s["values"])]
@@ -256,7 +259,9 @@ def _share(counts: tuple[int, int] | None) -> float | None:
 
 def _limits(verdict: Verdict, metric: str) -> list[dict[str, Any]]:
     return [
-        {"value": slo.limit, "label": visible(slo.text, LABEL_LENGTH_MAX)} for slo in verdict.slos if slo.metric == metric
+        {"value": slo.limit, "label": visible(slo.text, LABEL_LENGTH_MAX)}
+        for slo in verdict.slos
+        if slo.metric == metric
     ]
 
 
@@ -277,13 +282,15 @@ def _request_charts(view: RunView, verdict: Verdict, duration_s: float) -> list[
     planned = np.full(len(middle_s), np.nan)
     for stage in view.stages:
         if stage.rate_rps is not None:
-            inside = (middle_s >= (stage.t0_ns - view.t0_ns) / NS_PER_S) & (middle_s < (stage.t1_ns - view.t0_ns) / NS_PER_S)
+            inside = (middle_s >= (stage.t0_ns - view.t0_ns) / NS_PER_S) & (
+                middle_s < (stage.t1_ns - view.t0_ns) / NS_PER_S
+            )
             planned[inside] = stage.rate_rps
     charts = [
         _chart(
             "requests",
             "Request rate",
-            f"Offered against completed, over {width_s:.2g} s. Completions that stay flat while the offer rises: saturation.",
+            f"Offered against completed, over {width_s:.2g} s. Flat completions under a rising offer: saturation.",
             "req/s",
             "rate",
             middle_s,
@@ -357,7 +364,7 @@ def _scatter(
         reading += f" {len(kept):,} of {len(t_s):,} are drawn, with every extreme among them."
     series = [
         {**_line("request", values[kept], "first"), "dots": True},
-        _line("rolling median", median[kept], "second"),
+        _line("rolling median", median[kept], "ink"),
     ]
     chart = _chart(key, title, reading, key.upper(), "s", t_s[kept], series)
     spread = float(values.max()) / max(float(np.median(values)), 1e-9)
@@ -423,7 +430,7 @@ def align(series: list[Series]) -> tuple[np.ndarray, list[np.ndarray]]:
 
 
 def thin(t_s: np.ndarray, values: np.ndarray, points_max: int) -> np.ndarray:
-    """Indices to keep, ascending, about `points_max` of them: smallest and largest of each bucket, and every hole's edge."""
+    """Indices to keep, ascending, about `points_max` of them: both extremes of each bucket and the edges of holes."""
     count = len(t_s)
     if count <= points_max:
         return np.arange(count)

@@ -36,14 +36,14 @@ def show_progress(stream: TextIO | None = None, *, clock: Callable[[], float] = 
 
     stream: where to write, stderr when None. clock: seconds, for the plain lines.
     """
-    stream = stream if stream is not None else sys.stderr
-    console = Console(file=stream, highlight=False)
+    output: TextIO = stream or sys.stderr
+    console = Console(file=output, highlight=False)
     if console.is_terminal and not console.is_dumb_terminal:
         ascii_only = not (console.encoding or "ascii").lower().startswith("utf")
         with Live(console=console, auto_refresh=False, transient=True) as live:
             yield _Redrawn(live, ascii_only, clock)
     else:
-        yield _Plain(stream, clock)
+        yield _Plain(output, clock)
 
 
 class _Redrawn:

@@ -36,7 +36,7 @@ VALIDITY_STYLE = {"VALID": "bold green", "SUSPECT": "bold yellow", "INVALID": "b
 VALIDITY_MEANING = {
     "VALID": "nothing speaks against the measurement",
     "SUSPECT": "usable with care",
-    "INVALID": "the figures below cannot support a verdict",
+    "INVALID": "the figures cannot support a verdict",
 }
 DECISION = {
     "pass": ("✓ pass", "green"),

@@ -50,7 +50,9 @@ def quantity(value: float | None, unit: str) -> str:
         return format_duration(value)
     if unit == "ratio":
         return format_ratio(value)
-    text = significant(value, 4 if abs(value) >= 1000 else 3)
+    text = significant(value)
+    if unit == "x":
+        return f"{text}×"
     return f"{text} {visible(unit)}" if unit and unit != "1" else text
 
 

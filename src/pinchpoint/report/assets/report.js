@@ -49,6 +49,7 @@
     ctx.save();
     ctx.font = font(10.5);
     ctx.textBaseline = "bottom";
+    ctx.textAlign = "left";
     data.stages.forEach((stage) => {
       const left = Math.max(u.valToPos(stage.t0, "x", true), bbox.left);
       const right = Math.min(u.valToPos(stage.t1, "x", true), bbox.left + bbox.width);
@@ -67,12 +68,22 @@
     const right = upper == null ? bbox.left + bbox.width : u.valToPos(upper, "x", true);
     ctx.fillStyle = colour("capacity");
     ctx.fillRect(left, bbox.top, right - left, bbox.height);
-    ctx.font = font(10.5);
-    ctx.fillStyle = colour("accent");
-    ctx.textBaseline = "top";
-    ctx.textAlign = "right";
-    ctx.fillText("capacity", Math.max(left, bbox.left + 48 * ratio) - 4 * ratio, bbox.top + 4 * ratio);
   });
+
+  const capacityLabel = (spec) => (u) => {
+    const [lower, upper] = spec.capacity || [null, null];
+    if (lower == null && upper == null) return;
+    const { ctx, bbox } = u, ratio = devicePixelRatio || 1, right = bbox.left + bbox.width;
+    ctx.save();
+    ctx.font = font(10.5);
+    ctx.textBaseline = "bottom";
+    ctx.textAlign = "left";
+    ctx.fillStyle = colour("accent");
+    const width = ctx.measureText("capacity").width;
+    const middle = ((lower == null ? bbox.left : u.valToPos(lower, "x", true)) + (upper == null ? right : u.valToPos(upper, "x", true))) / 2;
+    ctx.fillText("capacity", Math.min(Math.max(middle - width / 2, bbox.left), right - width), bbox.top - 3 * ratio);
+    ctx.restore();
+  };
 
   const limitLines = (spec) => (u) => clipped(u, (ctx, bbox, ratio) => spec.limits.forEach((limit) => {
     const y = u.valToPos(limit.value, "y", true);
@@ -85,7 +96,9 @@
     ctx.lineTo(bbox.left + bbox.width, y);
     ctx.stroke();
     ctx.font = font(10.5);
-    const above = y - bbox.top > 16 * ratio;
+    ctx.textAlign = "left";
+    const room = (other) => { const gap = y - u.valToPos(other.value, "y", true); return gap <= 0 || gap > 15 * ratio; };
+    const above = y - bbox.top > 16 * ratio && spec.limits.every(room);
     ctx.textBaseline = above ? "bottom" : "top";
     ctx.fillText(limit.label, bbox.left + 6 * ratio, y + (above ? -3 : 3) * ratio);
   }));
@@ -104,6 +117,7 @@
   const decisionMarks = (spec) => (u) => {
     const ctx = u.ctx, ratio = devicePixelRatio || 1;
     ctx.save();
+    ctx.setLineDash([]);
     spec.series.forEach((line, s) => {
       if (line.bare || !u.series[s + 1].show) return;
       spec.x.forEach((rate, i) => {
@@ -156,7 +170,7 @@
       grid: { stroke: () => colour("grid"), width: 1 }, ticks: { stroke: () => colour("grid"), width: 1, size: 4 },
     };
     const y = { ...base, size: narrow ? 50 : 58, label: spec.axis, labelSize: 16, gap: 4, values: (u, splits) => splits.map((v) => format(spec.unit, v)) };
-    if (spec.log) y.splits = logSplits;
+    if (spec.log) Object.assign(y, { splits: logSplits, filter: (u, splits) => splits });
     return [{ ...base, size: 26, gap: 3, ...(xLabel ? { label: xLabel, labelSize: 17, labelGap: 0 } : {}), space: narrow ? 44 : 60 }, y];
   };
 
@@ -165,7 +179,7 @@
     stroke: () => colour(line.colour),
     width: line.dots ? 0 : line.thin ? 1.25 : 1.9,
     dash: line.dashed ? [5, 4] : undefined,
-    value: (u, value) => format(spec.unit, value),
+    value: (u, value) => (u.cursor.idx == null ? "" : format(spec.unit, value)),
     spanGaps: false,
     ...(line.dots ? { paths: () => null, points: { show: true, size: 4.5, width: 0, stroke: () => colour(line.colour), fill: () => colour(line.colour) } } : { points: { show: false } }),
   });
@@ -189,8 +203,8 @@
     host.textContent = "";
     const chart = new uPlot({
       width, height: time ? TIME_HEIGHT + (xLabel ? 17 : 0) : CURVE_HEIGHT,
-      padding: [time ? 17 : 10, 10, 0, 0],
-      legend: { live: true },
+      padding: [17, 10, 0, 0],
+      legend: { live: true, markers: { width: 0, fill: (u, i) => colour(spec.series[i - 1].colour) } },
       cursor: {
         sync: { key: "pinchpoint-" + group, setSeries: false, filters: { pub: (type) => type === "mousemove" || type === "mouseleave" } },
         drag: { x: time, y: false, setScale: time, dist: 4 },
@@ -203,7 +217,7 @@
       series: [{ label: xLabel || "t" }, ...spec.series.map((line) => seriesOptions(spec, line))],
       hooks: {
         drawClear: [time ? stageBands : capacityBand(spec)],
-        draw: [limitLines(spec), ...(time ? [] : [decisionMarks(spec)])],
+        draw: [limitLines(spec), ...(time ? [] : [capacityLabel(spec), decisionMarks(spec)])],
         setScale: time ? [(u, key) => { if (key === "x") zoomTo(u.scales.x); }] : [],
         setCursor: time ? [read] : [],
       },
