@@ -119,7 +119,7 @@ def run_live(
     resolve_lengths(plan.workload, None)
     _check_writable(out)
     on_progress(_probing())
-    facts = probe(plan.url, model=plan.model, api_key=api_key, ca_file=plan.ca_file)
+    facts = probe(plan.url, model=plan.model, api_key=api_key)
     if plan.metrics_url is not None:
         facts = msgspec.structs.replace(facts, metrics_url=plan.metrics_url)
     on_facts(facts)

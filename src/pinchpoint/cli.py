@@ -1,0 +1,363 @@
+"""The command line: parse, call, print, exit code. Nothing else happens here.
+
+stdout carries the answer (or, with --json, one JSON document); progress, notes and errors go to stderr. Modules that
+measure or judge are imported inside the verbs, so that `--help` stays quick.
+"""
+
+import random
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Group, Parameter
+
+from pinchpoint import __version__
+from pinchpoint.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNSUPPORTED, EXIT_USAGE, PinchpointError, UsageError
+
+app = App(
+    name="pinchpoint",
+    help="Stress-test a large-language-model service and find its bottleneck.",
+    version=__version__,
+    help_format="plaintext",
+)
+lab_app = App(name="lab", help="A simulated LLM service with known bottlenecks, to try and to test Pinchpoint on.")
+app.command(lab_app)
+
+_LOAD = Group("Load", sort_key=1)
+_ACCESS = Group("Access", sort_key=2)
+_OUTPUT = Group("Output", sort_key=3)
+
+Json = Annotated[bool, Parameter(name="--json", negative="", group=_OUTPUT, help="Print JSON and nothing else.")]
+Slos = Annotated[
+    tuple[str, ...],
+    Parameter(name="--slo", negative="", help="A promise, such as 'ttft p99 < 500ms' or 'errors < 1%'. Repeatable."),
+]
+KeyEnv = Annotated[str | None, Parameter(group=_ACCESS, help="Environment variable that holds the API key.")]
+KeyFile = Annotated[Path | None, Parameter(group=_ACCESS, help="File that holds the API key.")]
+CaFile = Annotated[Path | None, Parameter(group=_ACCESS, help="Certificates of a private authority, PEM.")]
+RunPath = Annotated[Path, Parameter(help="Run directory that `pinchpoint run` wrote.")]
+
+
+@app.command
+def run(
+    url: Annotated[str | None, Parameter(help="Base URL of the service, such as http://127.0.0.1:8000.")] = None,
+    /,
+    *,
+    model: Annotated[str | None, Parameter(help="Model to ask; default: the only or first one served.")] = None,
+    slo: Slos = (),
+    workload: Annotated[str | None, Parameter(group=_LOAD, help="chat, chat-short or summarise.")] = None,
+    input_tokens: Annotated[
+        int | None, Parameter(group=_LOAD, help="Mean prompt length instead of the preset's.")
+    ] = None,
+    output_tokens: Annotated[
+        int | None, Parameter(group=_LOAD, help="Mean answer length instead of the preset's.")
+    ] = None,
+    budget: Annotated[str | None, Parameter(group=_LOAD, help="Time for the whole search, such as 3m.")] = None,
+    max_rate: Annotated[str | None, Parameter(group=_LOAD, help="Never offer more than this many requests/s.")] = None,
+    seed: Annotated[
+        int | None, Parameter(group=_LOAD, help="Fixes arrivals, lengths and prompts; default: random.")
+    ] = None,
+    stream: Annotated[bool, Parameter(group=_LOAD, help="Ask for streamed answers.")] = True,
+    plan: Annotated[
+        Path | None, Parameter(group=_LOAD, help="Plan file (TOML); flags fill what it leaves out.")
+    ] = None,
+    metrics_url: Annotated[str | None, Parameter(group=_ACCESS, help="Metrics page, when it is elsewhere.")] = None,
+    api_key_env: KeyEnv = None,
+    api_key_file: KeyFile = None,
+    ca_file: CaFile = None,
+    out: Annotated[Path | None, Parameter(group=_OUTPUT, help="Run directory to write; must not exist.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Find how much load the service carries within its SLOs, what gives way first, and what to change."""
+    from pinchpoint.conclude import judge_directory, write_answer
+    from pinchpoint.plan import build_plan, read_plan
+    from pinchpoint.report.live import show_progress
+    from pinchpoint.runner import run_live
+    from pinchpoint.units import parse_duration_s, parse_rate_rps
+
+    shape = {"preset": workload, "input_tokens": input_tokens, "output_tokens": output_tokens}
+    flags: dict[str, Any] = {
+        "url": url,
+        "model": model,
+        "slos": slo or None,
+        "workload": {key: value for key, value in shape.items() if value is not None} or None,
+        "budget_s": parse_duration_s(budget) if budget is not None else None,
+        "max_rate_rps": parse_rate_rps(max_rate) if max_rate is not None else None,
+        "seed": seed if seed is not None else random.SystemRandom().randrange(1, 2**31),
+        "stream": stream,
+        "metrics_url": metrics_url,
+        "api_key_env": api_key_env,
+        "api_key_file": str(api_key_file) if api_key_file else None,
+        "ca_file": str(ca_file) if ca_file else None,
+    }
+    given = {key: value for key, value in flags.items() if value is not None}
+    if plan is None and url is None:
+        raise UsageError("give the URL of the service, such as http://127.0.0.1:8000, or a plan with --plan")
+    asked = read_plan(plan, given) if plan is not None else build_plan(given)
+    _stop_on_sigterm()
+    with show_progress() as show:
+        outcome = run_live(asked, out=out, on_progress=show)
+    view, verdict = judge_directory(outcome.path)
+    html_path = write_answer(view, verdict)
+    _print_verdict(view, verdict, as_json, {"report": html_path, "run": outcome.path})
+    if outcome.error is not None:
+        _complain(str(outcome.error))
+        return outcome.error.exit_code
+    return verdict.exit_code
+
+
+@app.command
+def probe(
+    url: str,
+    /,
+    *,
+    model: str | None = None,
+    api_key_env: KeyEnv = None,
+    api_key_file: KeyFile = None,
+    ca_file: CaFile = None,
+    as_json: Json = False,
+) -> int:
+    """Look at a service without loading it: engine, models, streaming, limits, and what could not be found out."""
+    import msgspec
+
+    from pinchpoint.plan import build_plan
+    from pinchpoint.probe import probe as probe_service
+    from pinchpoint.report.facts import facts_text
+    from pinchpoint.runner import read_api_key
+
+    keys = {"api_key_env": api_key_env, "api_key_file": str(api_key_file) if api_key_file else None}
+    key = read_api_key(build_plan({"url": url, "seed": 0, **{k: v for k, v in keys.items() if v is not None}}))
+    facts = probe_service(url, model=model, api_key=key, ca_file=str(ca_file) if ca_file else None)
+    if as_json:
+        _print_json({"schema": "pinchpoint.probe/1", **msgspec.to_builtins(facts)})
+    else:
+        sys.stdout.write(facts_text(facts))
+    return EXIT_OK
+
+
+@app.command
+def check(path: RunPath, /, *, slo: Slos = (), as_json: Json = False) -> int:
+    """Judge the measurement itself: can this run support a verdict? Exit code 3 when it cannot."""
+    import msgspec
+
+    from pinchpoint.conclude import judge_directory
+    from pinchpoint.report.validity import validity_text
+    from pinchpoint.slo import parse_slos
+
+    _, verdict = judge_directory(path, parse_slos(slo) or None)
+    if as_json:
+        reasons = msgspec.to_builtins(verdict.validity_reasons)
+        _print_json({"schema": "pinchpoint.check/1", "validity": verdict.validity, "reasons": reasons})
+    else:
+        sys.stdout.write(validity_text(verdict))
+    return EXIT_UNSUPPORTED if verdict.validity == "INVALID" else EXIT_OK
+
+
+@app.command
+def diagnose(path: RunPath, /, *, slo: Slos = (), as_json: Json = False) -> int:
+    """Judge a run again from its directory alone, with its own SLOs or new ones, and print the answer."""
+    from pinchpoint.conclude import judge_directory
+    from pinchpoint.slo import parse_slos
+
+    view, verdict = judge_directory(path, parse_slos(slo) or None)
+    _print_verdict(view, verdict, as_json, {"run": path})
+    return verdict.exit_code
+
+
+@app.command
+def report(
+    path: RunPath,
+    /,
+    *,
+    slo: Slos = (),
+    out: Annotated[Path | None, Parameter(group=_OUTPUT, help="HTML file; default: report.html in the run.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Write the HTML report of a run again."""
+    from pinchpoint.conclude import judge_directory, write_answer
+    from pinchpoint.slo import parse_slos
+
+    chosen = parse_slos(slo) or None
+    if chosen is not None and out is None:
+        raise UsageError("a report with other SLOs than the run's needs a file of its own; give one with --out")
+    view, verdict = judge_directory(path, chosen)
+    written = write_answer(view, verdict, out)
+    if as_json:
+        _print_json({"schema": "pinchpoint.report/1", "report": str(written)})
+    else:
+        sys.stdout.write(f"{written}\n")
+    return EXIT_OK
+
+
+@app.command
+def rules(code: str | None = None, /, *, as_json: Json = False) -> int:
+    """List the diagnosis rules, or print the page of one."""
+    from pinchpoint.diagnose.rule import load_rules, rule_page
+
+    if code is not None:
+        page = rule_page(code)
+        if as_json:
+            _print_json({"schema": "pinchpoint.rule/1", "code": code.upper(), "page": page})
+        else:
+            sys.stdout.write(page.rstrip() + "\n")
+        return EXIT_OK
+    found = [loaded.rule for loaded in load_rules()]
+    if as_json:
+        listed = [{"code": rule.code, "name": rule.name, "title": rule.title, "layer": rule.layer} for rule in found]
+        _print_json({"schema": "pinchpoint.rules/1", "rules": listed})
+    else:
+        for rule in found:
+            sys.stdout.write(f"{rule.code}  {rule.name:24} {rule.layer:16} {rule.title}\n")
+    return EXIT_OK
+
+
+@lab_app.command
+def serve(
+    *,
+    fault: Annotated[str, Parameter(help="Name from `pinchpoint lab faults`, none, or random.")] = "none",
+    port: Annotated[int, Parameter(help="0 takes a free port.")] = 8000,
+    host: str = "127.0.0.1",
+    seed: int = 0,
+    truth_file: Annotated[Path | None, Parameter(help="Write here, as JSON, what is really wrong.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Run the simulated service over HTTP until Ctrl-C."""
+    from pinchpoint.lab.server import run_server
+
+    def ready(bound_port: int) -> None:
+        url = f"http://{host}:{bound_port}"
+        if as_json:
+            _print_json({"schema": "pinchpoint.lab-serve/1", "url": url})
+        else:
+            sys.stdout.write(f"the lab serves at {url} (Ctrl-C ends it)\n")
+        sys.stdout.flush()
+
+    run_server(fault, seed=seed, host=host, port=port, truth_file=truth_file, ready=ready)
+    return EXIT_OK
+
+
+@lab_app.command
+def synth(
+    *,
+    fault: Annotated[str, Parameter(help="Name from `pinchpoint lab faults`, or none.")] = "none",
+    out: Annotated[Path, Parameter(group=_OUTPUT, help="Run directory to write; must not exist.")],
+    slo: Slos = (),
+    workload: Annotated[str, Parameter(help="chat, chat-short or summarise.")] = "chat",
+    budget: Annotated[str, Parameter(help="Virtual time for the whole search.")] = "3m",
+    max_rate: Annotated[str | None, Parameter(help="Never offer more than this many requests/s.")] = None,
+    seed: int = 1,
+    as_json: Json = False,
+) -> int:
+    """Make a complete run directory in virtual time: the same search against the simulated service, in seconds."""
+    from pinchpoint.conclude import judge_directory, write_answer
+    from pinchpoint.plan import build_plan
+    from pinchpoint.synth import run_virtual
+    from pinchpoint.units import parse_duration_s, parse_rate_rps
+
+    values: dict[str, Any] = {
+        "url": "http://lab.invalid",
+        "seed": seed,
+        "slos": slo,
+        "workload": {"preset": workload},
+        "budget_s": parse_duration_s(budget),
+        "max_rate_rps": parse_rate_rps(max_rate) if max_rate else None,
+    }
+    path = run_virtual(build_plan(values), fault, out)
+    view, verdict = judge_directory(path)
+    html_path = write_answer(view, verdict)
+    _print_verdict(view, verdict, as_json, {"report": html_path, "run": path})
+    return EXIT_OK
+
+
+@lab_app.command
+def faults(*, as_json: Json = False) -> int:
+    """List what the lab can break: the physics, the knobs and what should be seen."""
+    import msgspec
+
+    from pinchpoint.lab.faults import FAULTS
+
+    if as_json:
+        _print_json({"schema": "pinchpoint.faults/1", "faults": msgspec.to_builtins(list(FAULTS.values()))})
+        return EXIT_OK
+    for fault in FAULTS.values():
+        sys.stdout.write(f"{fault.name}  ({fault.layer}, found by {fault.expected_rule or 'no rule'})\n")
+        sys.stdout.write(f"    {fault.physics}\n    seen as: {fault.signature}\n")
+    return EXIT_OK
+
+
+@lab_app.command
+def demo(
+    *,
+    fault: Annotated[str, Parameter(help="What to break; random keeps it a surprise.")] = "random",
+    budget: Annotated[str, Parameter(help="Time for the search.")] = "80s",
+    seed: int | None = None,
+    out: Annotated[Path | None, Parameter(group=_OUTPUT, help="Run directory to write; must not exist.")] = None,
+) -> int:
+    """Start the lab with one hidden bottleneck, run the main job against it, then compare with the truth."""
+    from pinchpoint.demo import run_demo
+
+    return run_demo(fault=fault, budget=budget, seed=seed, out=out)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point. Ends the process with the verb's exit code."""
+    tokens = sys.argv[1:] if arguments is None else arguments
+    wants_json = "--json" in tokens
+    try:
+        code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
+    except CycloptsError as error:
+        code = _fail(f"{error}; see pinchpoint --help", EXIT_USAGE, wants_json)
+    except PinchpointError as error:
+        code = _fail(str(error), error.exit_code, wants_json)
+    except KeyboardInterrupt:
+        code = _fail("interrupted before anything was measured", EXIT_INTERRUPTED, wants_json)
+    except BrokenPipeError:
+        sys.stderr.close()  # the reader of our output has gone; there is nobody to tell
+        code = EXIT_OK
+    sys.exit(code if isinstance(code, int) else EXIT_OK)
+
+
+def _fail(message: str, code: int, as_json: bool) -> int:
+    _complain(message)
+    if as_json:
+        _print_json({"schema": "pinchpoint.error/1", "error": message, "exit_code": code})
+    return code
+
+
+def _complain(message: str) -> None:
+    from pinchpoint.report.literal import visible
+
+    sys.stderr.write(f"pinchpoint: {visible(' '.join(message.split()), 600)}\n")
+
+
+def _print_json(document: dict[str, Any]) -> None:
+    import msgspec
+
+    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
+
+
+def _print_verdict(view: Any, verdict: Any, as_json: bool, paths: dict[str, Path]) -> None:
+    if as_json:
+        from pinchpoint.report.json import verdict_json
+
+        sys.stdout.write(verdict_json(verdict).decode().rstrip() + "\n")
+        return
+    from rich.console import Console
+
+    from pinchpoint.report.text import print_screen
+
+    print_screen(Console(), verdict, view, paths=paths)
+
+
+def _stop_on_sigterm() -> None:
+    """SIGTERM ends a run as Ctrl-C does: what was measured is sealed and reported."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+
+
+if __name__ == "__main__":
+    main()
