@@ -182,12 +182,13 @@ def _choose_model(
     if not models:
         unknown.append("model: the service lists none; give --model if it needs a name")
         return None
-    if len(models) > 1:
+    first, *others = models
+    if others:
         unknown.append(
             f"model: the service lists {len(models)} and none was asked for, so the first was taken; choose with "
             "--model"
         )
-    return models[0]
+    return first
 
 
 def _generation(

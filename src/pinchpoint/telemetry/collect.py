@@ -2,8 +2,8 @@
 
 A slow metrics page therefore never delays the host's readings, and a kill loses nothing but the reading under way:
 every reading is flushed as one record batch. The process ends when its standard input closes, on SIGTERM, when the
-stop file appears or when its parent is gone. SIGINT is ignored: Ctrl-C goes to the whole process group, and it is the
-parent who decides when measuring ends.
+stop file appears or when its parent is gone. SIGINT is ignored: whoever presses Ctrl-C means the parent, who decides
+when measuring ends.
 
 Pacing is absolute: reading n is planned for start + n * period whatever the ones before it took. A reading that
 overruns makes the planned ones it covers fall out; none is made up. Each row says how late its reading began.

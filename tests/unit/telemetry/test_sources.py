@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections import namedtuple
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
@@ -223,11 +224,11 @@ child.wait()
 
 
 @pytest.fixture
-def tree() -> "subprocess.Popen[bytes]":
+def tree() -> "Iterator[subprocess.Popen[bytes]]":
     process = subprocess.Popen([sys.executable, "-c", TREE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert process.stdout is not None
     process.stdout.readline()
-    yield process  # pyright: ignore
+    yield process
     assert process.stdin is not None
     process.stdin.close()
     process.wait()
