@@ -51,6 +51,13 @@ def openai(path: str, payload: dict[str, Any]) -> Answer | None:
     return openai_stream(payload) if payload["stream"] else openai_whole(payload)
 
 
+class QuietServer(ThreadingHTTPServer):
+    """Clients under test hang up in the middle; that is no news."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        pass
+
+
 class FakeEngine:
     """`pages` answer GET; `generate` answers POST, None meaning 404; `headers` go on every answer."""
 
@@ -89,7 +96,7 @@ class FakeEngine:
             def log_message(self, format: str, *args: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server = QuietServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
         self.port = self.server.server_address[1]
         self.url = f"http://127.0.0.1:{self.port}"
