@@ -426,7 +426,7 @@ def example_verdict(view: RunView, **changes: object) -> Verdict:
     slos = view.manifest.slos
     stages = tuple(view.stage_result(stage, slos) for stage in view.stages)
     capacity = _capacity(view.stages)
-    ends = (capacity.lower_rps, capacity.upper_rps) if capacity else (None, None)
+    ends = (capacity.lower_rps or 0.0, capacity.upper_rps or 0.0) if capacity else (0.0, 0.0)
     verdict = Verdict(
         format_version=FORMAT_VERSION,
         run_id=view.manifest.run_id,
@@ -437,7 +437,7 @@ def example_verdict(view: RunView, **changes: object) -> Verdict:
         slos_derived=False,
         capacity=capacity,
         stages=stages,
-        headline=f"carries {ends[0]} to {ends[1]} req/s within its SLOs; the sequence-slot cap (8) gives way first",
+        headline=f"carries {ends[0]:g} to {ends[1]:g} req/s within its SLOs; the sequence-slot cap (8) gives way first",
         findings=(SLOT_CAP,),
         rejected=REJECTED,
         not_evaluable=NOT_EVALUABLE,

@@ -27,6 +27,8 @@ STALE_PERIODS = 3.0
 """A reading older than this many sampling periods is a hole, not a value."""
 SIGNIFICANT_DIGITS = 5
 LABEL_LENGTH_MAX = 60
+WEIGHTY_COUNT = 40
+"""Requests from which a step's p95 is known at all (stats.MIN_COUNT_FOR_QUANTILE); smaller steps get smaller marks."""
 
 
 class Panel(msgspec.Struct, frozen=True):
@@ -127,6 +129,7 @@ def chart_data(view: RunView, verdict: Verdict) -> dict[str, Any]:
     A chart is {key, title, reading, axis, unit, x, series, limits, log, ...}; a value that was not measured is None.
     """
     duration_s = _duration_s(view)
+    judged = {stage.index: words.decision_of(stage, verdict.slos) for stage in verdict.stages}
     timeline = [*_request_charts(view, verdict, duration_s)]
     missing: list[str] = []
     for panel in PANELS:
@@ -137,7 +140,7 @@ def chart_data(view: RunView, verdict: Verdict) -> dict[str, Any]:
             timeline.append(chart)
     return {
         "duration_s": duration_s,
-        "stages": [_stage_band(view, stage) for stage in view.stages],
+        "stages": [_stage_band(view, stage, judged.get(stage.index)) for stage in view.stages],
         "curve": _curve_charts(view, verdict),
         "timeline": timeline,
         "missing": missing,
@@ -149,14 +152,14 @@ def _duration_s(view: RunView) -> float:
     return _tidy((max(ends) - view.t0_ns) / NS_PER_S) or 1.0 if ends else 1.0
 
 
-def _stage_band(view: RunView, stage: Stage) -> dict[str, Any]:
+def _stage_band(view: RunView, stage: Stage, decision: str | None) -> dict[str, Any]:
     return {
         "t0": _tidy((stage.t0_ns - view.t0_ns) / NS_PER_S),
         "t1": _tidy((stage.t1_ns - view.t0_ns) / NS_PER_S),
-        "label": visible(stage.name, LABEL_LENGTH_MAX),
-        "short": f"{words.rate(stage.rate_rps)}/s" if stage.rate_rps is not None else visible(stage.name, 12),
+        "label": words.stage_label(stage.name, stage.rate_rps),
+        "short": f"{words.offered(stage.rate_rps)}/s" if stage.rate_rps is not None else visible(stage.name, 12),
         "kind": stage.kind,
-        "decision": stage.decision,
+        "decision": decision or "none",
     }
 
 
@@ -166,7 +169,7 @@ def _stage_band(view: RunView, stage: Stage) -> dict[str, Any]:
 def _curve_charts(view: RunView, verdict: Verdict) -> list[dict[str, Any]]:
     """Charts over the offered rate, or over the concurrency when no stage had a rate. Empty with no judged stage."""
     concurrency = {stage.index: stage.concurrency for stage in view.stages}
-    stages = [stage for stage in verdict.stages if stage.kind != "warmup" and stage.requests]
+    stages = [stage for stage in verdict.stages if stage.kind in words.LOADED_KINDS and stage.requests]
     rated = [stage for stage in stages if stage.rate_rps is not None]
     if rated:
         stages, x_of, x_label = rated, {s.index: s.rate_rps for s in rated}, "offered rate (req/s)"
@@ -176,10 +179,13 @@ def _curve_charts(view: RunView, verdict: Verdict) -> list[dict[str, Any]]:
     if not stages:
         return []
     stages = sorted(stages, key=lambda s: (x_of[s.index] or 0, s.index))
+    largest = _largest_per_rate(stages, x_of)
     base = {
         "x": [_tidy(x_of[stage.index]) for stage in stages],
         "x_label": x_label,
-        "marks": [stage.decision if stage.kind != "overload" else "none" for stage in stages],
+        "marks": [words.decision_of(stage, verdict.slos) for stage in stages],
+        "on_line": [stage.index in largest for stage in stages],
+        "weights": [stage.requests >= WEIGHTY_COUNT for stage in stages],
         "names": [visible(f"{stage.kind}, {stage.requests} requests", LABEL_LENGTH_MAX) for stage in stages],
         "capacity": [verdict.capacity.lower_rps, verdict.capacity.upper_rps] if verdict.capacity and rated else None,
         "limits": [],
@@ -248,6 +254,16 @@ def _curve_charts(view: RunView, verdict: Verdict) -> list[dict[str, Any]]:
     return [chart for chart in charts if any(v is not None for s in chart["series"] for v in s["values"])]
 
 
+def _largest_per_rate(stages: list[StageResult], x_of: dict[int, Any]) -> set[int]:
+    """Index of the step with most requests at each rate: lines join these, the others are marks of their own."""
+    best: dict[Any, StageResult] = {}
+    for stage in stages:
+        rival = best.get(x_of[stage.index])
+        if rival is None or stage.requests > rival.requests:
+            best[x_of[stage.index]] = stage
+    return {stage.index for stage in best.values()}
+
+
 def _interval(stage: StageResult) -> list[float | None] | None:
     interval = stage.ttft_p95_interval_s
     return [_tidy(interval[0]), _tidy(interval[1])] if interval else None
@@ -295,7 +311,7 @@ def _request_charts(view: RunView, verdict: Verdict, duration_s: float) -> list[
             "rate",
             middle_s,
             [
-                _line("offered", planned, "muted", dashed=True),
+                {**_line("offered", planned, "muted", dashed=True), "stepped": True},
                 _line("completed", per_second(r.end_s[r.status == "ok"]), "first"),
                 *([_line("failed", per_second(ended_s[failed]), "bad")] if failed.any() else []),
             ],

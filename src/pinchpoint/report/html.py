@@ -63,7 +63,7 @@ def html(view: RunView, verdict: Verdict) -> str:
         script=Markup(script),
         style=Markup(_asset("uPlot.min.css") + _asset("report.css")),
         script_hashes=Markup(" ".join(_csp_hash(text) for text in (library, script))),
-        stages=[stage for stage in verdict.stages if stage.requests or stage.kind != "warmup"],
+        stages=[stage for stage in verdict.stages if stage.kind in words.LOADED_KINDS or stage.kind == "warmup"],
         error_kinds=_error_kinds(verdict),
         error_texts=_error_texts(view),
         target_rows=_target_rows(verdict),
@@ -115,10 +115,14 @@ def _template():
         strength=words.strength_word,
         strongest=words.strongest,
         sentence=_sentence,
+        offered=words.offered,
+        sign=words.sign,
+        clauses=words.clauses,
     )
     environment.globals.update(
         MISSING=MISSING,
         quantity=words.quantity,
+        comparison=words.comparison,
         capacity_figure=words.capacity_figure,
         capacity_confidence=words.capacity_confidence,
         reasons_that_matter=words.reasons_that_matter,
@@ -126,6 +130,12 @@ def _template():
         attainment=_attainment,
         all_evidence=_all_evidence,
         width_of=_width_of,
+        decision_of=words.decision_of,
+        decision_words=words.DECISION_WORDS,
+        stage_label=words.stage_label,
+        notes_of=words.notes,
+        told_rivals=words.told_rivals,
+        NEUTRAL=words.NEUTRAL,
     )
     source = (files("pinchpoint.report") / "templates" / "report.html.j2").read_text(encoding="utf-8")
     return environment.from_string(source)

@@ -11,20 +11,20 @@ from pinchpoint.report import words
 MARGIN_RATIO = 1.08
 """Room beyond the highest rate, so that its mark is not cut."""
 WIDTH = 1000.0
+ROWS_BASE, ROWS_HEIGHT, ROW_SPACING = 44.0, 36.0, 17.0
+"""Pixels from the top to the lowest row of marks, from there to the highest, and between two rows with room."""
 TICKS = 8
 
 
 def rate_ruler(verdict: Verdict) -> dict[str, Any] | None:
     """Positions 0 to 1000 for the template: {"steps", "ticks", "lower", "upper"}; None without a step at a fixed rate.
 
-    Steps at one rate are stacked (`row`). `lower` and `upper` are the capacity interval, None where it is open.
+    Steps at one rate are stacked (`y`, pixels from the top). `lower` and `upper` bound the capacity; None = open.
     """
-    stages = [stage for stage in verdict.stages if stage.rate_rps is not None and stage.kind != "warmup"]
+    stages = [stage for stage in verdict.stages if stage.rate_rps and stage.kind in words.LOADED_KINDS]
     if not stages:
         return None
     end_rps = max(stage.rate_rps or 0.0 for stage in stages) * MARGIN_RATIO
-    if end_rps <= 0:
-        return None
 
     def at(rate_rps: float | None) -> float | None:
         return None if rate_rps is None else round(rate_rps / end_rps * WIDTH, 1)
@@ -34,8 +34,11 @@ def rate_ruler(verdict: Verdict) -> dict[str, Any] | None:
     for stage in stages:
         rate_rps = stage.rate_rps or 0.0
         rows[rate_rps] = rows.get(rate_rps, -1) + 1
-        decision = "none" if stage.kind == "overload" else stage.decision
-        steps.append({"x": at(rate_rps), "row": rows[rate_rps], "decision": decision, "label": words.rate(rate_rps)})
+        decision = words.decision_of(stage, verdict.slos)
+        steps.append({"x": at(rate_rps), "row": rows[rate_rps], "decision": decision, "label": words.offered(rate_rps)})
+    spacing = min(ROW_SPACING, ROWS_HEIGHT / max(*rows.values(), 1))
+    for step in steps:
+        step["y"] = round(ROWS_BASE - spacing * step["row"], 1)
     capacity = verdict.capacity
     return {
         "steps": steps,

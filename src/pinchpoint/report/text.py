@@ -5,6 +5,7 @@ goes through `literal`, because model names, reasons and error strings may come 
 """
 
 import io
+import math
 from collections.abc import Iterable, Mapping
 
 from rich.console import Console, Group, RenderableType
@@ -26,8 +27,9 @@ WIDE = 96
 GUTTER = 14
 EVIDENCE_SHOWN = 4
 AGAINST_SHOWN = 1
-REJECTED_SHOWN = 4
-STEPS_SHOWN = 12
+REJECTED_SHOWN = 3
+NOT_EVALUABLE_SHOWN = 4
+STEPS_SHOWN = 9
 ASCII = {
     "–": "-", "—": "-", "·": "|", "…": "...", "✓": "+", "✗": "x", "→": "->", "µ": "u", "×": "x", "≥": ">=", "≤": "<=",
     "\N{REPLACEMENT CHARACTER}": "?", "▌": "|", "−": "-", "○": "o", "↑": "^",
@@ -41,6 +43,8 @@ VALIDITY_MEANING = {
 DECISION = {
     "pass": ("✓ pass", "green"),
     "fail": ("✗ fail", "red"),
+    "leans-pass": ("○ leans pass", "yellow"),
+    "leans-fail": ("○ leans fail", "yellow"),
     "undecided": ("○ undecided", "yellow"),
     "none": (MISSING, "dim"),
 }
@@ -139,9 +143,11 @@ def _capacity(verdict: Verdict) -> RenderableType:
     lines = [first, Text(f"within {slos}" + (" (derived from the idle service)" if verdict.slos_derived else ""))]
     if capacity is not None and capacity.limiting_slo:
         lines.append(Text.assemble("the first to break is ", (visible(capacity.limiting_slo), "bold")))
-    if capacity is not None and capacity.note:
-        lines.append(literal(capacity.note, "dim"))
     return Group(*lines)
+
+
+def _sentence(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _pinch_point(verdict: Verdict) -> RenderableType:
@@ -151,7 +157,7 @@ def _pinch_point(verdict: Verdict) -> RenderableType:
     about = f"{words.probability(finding.probability)} sure · {finding.rule} · {finding.layer}"
     if finding.explains_ratio is not None:
         about += f" · explains {format_ratio(finding.explains_ratio)} of the SLO misses"
-    lines: list[RenderableType] = [literal(finding.title, "bold"), literal(about, "dim")]
+    lines: list[RenderableType] = [literal(_sentence(finding.title), "bold"), literal(about, "dim")]
     lines.append(_evidence_lines(finding))
     return Group(*lines)
 
@@ -160,13 +166,13 @@ def _evidence_lines(finding: Finding) -> Table:
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(width=1)
     grid.add_column(ratio=1)
-    shown = [("+", "green", item) for item in words.strongest(finding.evidence, EVIDENCE_SHOWN)]
-    shown += [("−", "yellow", item) for item in words.strongest(finding.against, AGAINST_SHOWN)]
-    for sign, style, item in shown:
+    shown = words.strongest(finding.evidence, EVIDENCE_SHOWN) + words.strongest(finding.against, AGAINST_SHOWN)
+    for item in shown:
         line = literal(item.statement)
         if numbers := words.comparison(item):
             line.append(f" ({numbers})", style="dim")
-        grid.add_row(Text(sign, style=style), line)
+        sign = words.sign(item.strength)
+        grid.add_row(Text(sign, style={"+": "green", "−": "yellow"}.get(sign, "dim")), line)
     return grid
 
 
@@ -178,11 +184,12 @@ def _remedies(verdict: Verdict) -> RenderableType:
             style="dim",
         )
     first, *others = finding.remedies
-    head = literal(first.action, "bold")
+    action, why = words.clauses(first.action)
+    head = literal(_sentence(action), "bold")
     if first.flag:
         head.append("   ")
         head.append(literal(first.flag, "bold cyan"))
-    lines: list[RenderableType] = [head]
+    lines: list[RenderableType] = [head, *([literal(why)] if why else [])]
     if first.predicted_effect:
         lines.append(Text.assemble(("→ ", "dim"), literal(first.predicted_effect)))
     lines += [
@@ -210,17 +217,17 @@ def _certainty(verdict: Verdict) -> RenderableType:
     if len(verdict.findings) > 1:
         rivals = ", ".join(f"{f.name} ({words.probability(f.probability)})" for f in verdict.findings[1:3])
         lines.append(Text.assemble(("could also be: ", "dim"), literal(rivals)))
-    for finding in verdict.rejected[:REJECTED_SHOWN]:
-        line = Text.assemble(("not ", "dim"), literal(finding.name))
-        if finding.against:
-            line.append(": ", style="dim")
-            line.append(literal(words.strongest(finding.against, 1)[0].statement, "dim"))
+    told = words.told_rivals(verdict)[:REJECTED_SHOWN]
+    for finding in told:
+        line = Text.assemble(("not ", "dim"), literal(finding.name), (": ", "dim"))
+        line.append(literal(words.strongest(finding.against, 1)[0].statement, "dim"))
+        line.no_wrap, line.overflow = True, "ellipsis"
         lines.append(line)
-    if len(verdict.rejected) > REJECTED_SHOWN:
-        more = ", ".join(visible(f.name) for f in verdict.rejected[REJECTED_SHOWN:])
-        lines.append(Text.assemble(("nor ", "dim"), literal(more, "dim")))
+    others = [visible(f.name) for f in verdict.rejected if f not in told and f.kind != "healthy"]
+    if others:
+        lines.append(Text.assemble(("nor " if told else "not ", "dim"), literal(", ".join(others), "dim")))
     if verdict.not_evaluable:
-        names = ", ".join(visible(item.name) for item in verdict.not_evaluable[:REJECTED_SHOWN])
+        names = ", ".join(visible(item.name) for item in verdict.not_evaluable[:NOT_EVALUABLE_SHOWN])
         first = verdict.not_evaluable[0].why
         lines.append(
             Text.assemble(("could not be looked at: ", "yellow"), literal(names), (" - ", "dim"), literal(first, "dim"))
@@ -236,12 +243,12 @@ def _with_limit(reason: ValidityReason) -> str:
 
 
 def _steps(verdict: Verdict, width: int) -> RenderableType:
-    stages = [stage for stage in verdict.stages if stage.kind != "warmup"]
+    stages = [stage for stage in verdict.stages if stage.kind in words.LOADED_KINDS and stage.requests]
     if not stages:
         return Text("no step was run", style="dim")
     shown = _most_telling(stages, verdict)
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", expand=False)
     wide = width >= WIDE
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", expand=False)
     columns = ["offered", "achieved", "TTFT p50", "p95", "TPOT p50", "p95", "goodput", "errors", "n"]
     if not wide:
         columns = ["offered", "done", "TTFT p50", "p95", "TPOT p50", "p95", "good", "err", "n"]
@@ -250,11 +257,11 @@ def _steps(verdict: Verdict, width: int) -> RenderableType:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("decision", no_wrap=True)
     for stage in sorted(shown, key=lambda s: (s.rate_rps is None, s.rate_rps or 0.0, s.index)):
-        decision, style = DECISION.get(stage.decision, (visible(stage.decision), "dim"))
+        decision, style = DECISION[words.decision_of(stage, verdict.slos)]
         failed = words.failed_requests(stage)
         table.add_row(
             literal(stage.kind, "dim"),
-            words.rate(stage.rate_rps),
+            words.offered(stage.rate_rps),
             words.rate(stage.completed_rps if not wide else stage.achieved_rps),
             format_duration(stage.ttft_s.get("p50")),
             format_duration(stage.ttft_s.get("p95")),
@@ -272,17 +279,19 @@ def _steps(verdict: Verdict, width: int) -> RenderableType:
 
 
 def _most_telling(stages: list[StageResult], verdict: Verdict) -> list[StageResult]:
-    """At most STEPS_SHOWN steps, those nearest to the capacity first."""
+    """At most STEPS_SHOWN steps: the overload steps, then those nearest to the capacity, larger samples first."""
     capacity = verdict.capacity
-    ends = [end for end in (capacity.lower_rps, capacity.upper_rps) if end is not None] if capacity else []
-    if len(stages) <= STEPS_SHOWN or not ends:
-        return stages[:STEPS_SHOWN]
-    middle_rps = sum(ends) / len(ends)
-    return sorted(stages, key=lambda stage: abs((stage.rate_rps or 0.0) - middle_rps))[:STEPS_SHOWN]
+    ends = [end for end in (capacity.lower_rps, capacity.upper_rps) if end] if capacity else []
+
+    def distance(stage: StageResult) -> tuple[bool, float, int]:
+        near = min((abs(math.log((stage.rate_rps or end) / end)) for end in ends), default=0.0)
+        return stage.kind != "overload", near, -stage.requests
+
+    return sorted(stages, key=distance)[:STEPS_SHOWN]
 
 
 def _footer(verdict: Verdict, paths: Mapping[str, object]) -> Iterable[RenderableType]:
-    lines: list[RenderableType] = [literal(note, "dim") for note in verdict.notes[:2]]
+    lines: list[RenderableType] = [literal(note, "dim") for note in words.notes(verdict)[:2]]
     if paths:
         grid = Table.grid(padding=(0, 1, 0, 0))
         grid.add_column(width=GUTTER, no_wrap=True)

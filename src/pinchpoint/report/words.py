@@ -1,10 +1,14 @@
 """Figures and phrases that the screen and the page share, so that both say the same thing."""
 
-from pinchpoint.model import Capacity, Evidence, Finding, StageResult, ValidityReason, Verdict
+import re
+from collections.abc import Sequence
+
+from pinchpoint.capacity import leans_pass
+from pinchpoint.model import Capacity, Evidence, Finding, Slo, StageResult, ValidityReason, Verdict
 from pinchpoint.report.literal import visible
 from pinchpoint.units import MISSING, format_duration, format_ratio, significant
 
-CERTAIN_RATIO = 0.995
+CERTAIN_RATIO = 0.99
 """Probabilities beyond this are printed as "> 99 %": more nines would claim what no model of causes supports."""
 TEN = 10.0
 HUNDRED = 100.0
@@ -19,27 +23,73 @@ def rate(value_rps: float | None) -> str:
     return f"{value_rps:.1f}" if value_rps >= 1 else significant(value_rps, 2)
 
 
+def offered(value_rps: float | None) -> str:
+    """An offered rate to three significant digits, as the headline and the capacity name it."""
+    return MISSING if value_rps is None else significant(value_rps)
+
+
+def stage_label(name: str, rate_rps: float | None) -> str:
+    """Name of a step with its rate, unless the name already holds a figure."""
+    shown = visible(name, STAGE_LABEL_LENGTH_MAX)
+    return shown if rate_rps is None or FIGURE.search(shown) else f"{shown} {offered(rate_rps)} req/s"
+
+
+STAGE_LABEL_LENGTH_MAX = 60
+LOADED_KINDS = ("search", "overload", "load")
+"""Stages that carry load; warm-up and recovery are one user at a time."""
+
+
+def decision_of(stage: StageResult, slos: Sequence[Slo]) -> str:
+    """What became of a step: pass, fail, leans-pass, leans-fail or none.
+
+    An undecided step is placed by its point estimate, as the capacity interval does. An overload step is none: it is
+    run to look at the failure, not to judge the rate.
+    """
+    if stage.kind not in ("search", "load"):
+        return "none"
+    if stage.decision == "undecided":
+        return "leans-pass" if leans_pass(stage.attainment, slos) else "leans-fail"
+    return stage.decision
+
+
+DECISION_WORDS = {
+    "pass": "pass",
+    "fail": "fail",
+    "leans-pass": "leans pass",
+    "leans-fail": "leans fail",
+    "none": MISSING,
+}
+
+
+def clauses(text: str) -> tuple[str, str]:
+    """A sentence split at its first semicolon: the part to print large and the rest, which may be empty."""
+    first, _, rest = text.partition("; ")
+    return first, rest
+
+
 def capacity_figure(capacity: Capacity | None) -> str:
-    """Capacity without its unit: "5.5 – 6.0", "at least 40", "below 1.0" or a dash."""
+    """Capacity without its unit: "5.5 – 6", "at least 40", "below 1" or a dash."""
     if capacity is None or (capacity.lower_rps is None and capacity.upper_rps is None):
         return MISSING
     if capacity.lower_rps is None:
-        return f"below {rate(capacity.upper_rps)}"
+        return f"below {offered(capacity.upper_rps)}"
     if capacity.upper_rps is None:
-        return f"at least {rate(capacity.lower_rps)}"
-    return f"{rate(capacity.lower_rps)} – {rate(capacity.upper_rps)}"
+        return f"at least {offered(capacity.lower_rps)}"
+    return f"{offered(capacity.lower_rps)} – {offered(capacity.upper_rps)}"
 
 
 def capacity_confidence(capacity: Capacity | None) -> str:
     if capacity is None:
         return "no step with a fixed rate was judged"
     if capacity.proven:
-        return f"both ends decided at {capacity.confidence:.0%} confidence"
-    return "an end is a best estimate from too few requests"
+        return f"both ends decided at {capacity.confidence:.0%} confidence".replace("%", " %")
+    return "a best estimate: an end rests on too few requests"
 
 
 def probability(value: float) -> str:
-    return "> 99 %" if value > CERTAIN_RATIO else f"{value:.0%}".replace("%", " %")
+    if value > CERTAIN_RATIO:
+        return "> 99 %"
+    return "< 1 %" if value < 1 - CERTAIN_RATIO else f"{value:.0%}".replace("%", " %")
 
 
 def quantity(value: float | None, unit: str) -> str:
@@ -56,8 +106,17 @@ def quantity(value: float | None, unit: str) -> str:
     return f"{text} {visible(unit)}" if unit and unit != "1" else text
 
 
+FIGURE = re.compile(r"(?<![A-Za-z0-9])[0-9]")
+"""A number of its own; the digits of "p50" are none."""
+
+
 def comparison(evidence: Evidence) -> str:
-    """The numbers behind a statement, such as "8 sequences, reference 8 sequences"; empty when there are none."""
+    """The numbers behind a statement, such as "8 sequences, reference 8 sequences".
+
+    Empty when there are none and when the statement itself holds figures.
+    """
+    if FIGURE.search(evidence.statement):
+        return ""
     parts = []
     if evidence.observed is not None:
         parts.append(quantity(evidence.observed, evidence.unit))
@@ -88,10 +147,35 @@ def failed_requests(stage: StageResult) -> int:
 def strength_word(strength: float) -> str:
     """Natural-log likelihood ratio in words; the steps are those of Kass & Raftery (1995), halved to ln units."""
     magnitude = abs(strength)
+    if magnitude < NEUTRAL:
+        return "neutral"
     for limit, word in STRENGTH_WORDS:
         if magnitude >= limit:
             return word
     return "slight"
 
 
+NEUTRAL = 0.05
 STRENGTH_WORDS = ((5.0, "very strong"), (3.0, "strong"), (1.0, "clear"))
+
+
+def sign(strength: float) -> str:
+    return "·" if abs(strength) < NEUTRAL else "+" if strength > 0 else "−"
+
+
+def told_rivals(verdict: Verdict) -> list[Finding]:
+    """Rejected causes with something to say against them: those of the answer's own layer first, as its look-alikes
+    are found there, then by the strongest argument."""
+    top = top_finding(verdict)
+    told = [finding for finding in verdict.rejected if finding.against and finding.kind != "healthy"]
+
+    def order(finding: Finding) -> tuple[bool, float]:
+        return top is None or finding.layer != top.layer, min(item.strength for item in finding.against)
+
+    return sorted(told, key=order)
+
+
+def notes(verdict: Verdict) -> list[str]:
+    """Notes that the capacity's own note does not repeat, and that note."""
+    own = [verdict.capacity.note] if verdict.capacity and verdict.capacity.note else []
+    return own + [note for note in verdict.notes if note not in own]

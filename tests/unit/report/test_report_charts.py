@@ -85,8 +85,8 @@ def test_ruler_places_steps_in_proportion_and_stacks_equal_rates(report_verdict:
     ruler = rate_ruler(report_verdict)
     assert ruler is not None
     at = {step["label"]: step["x"] for step in ruler["steps"]}
-    assert at["6.0"] == pytest.approx(2 * at["3.0"], abs=0.2)
-    assert ruler["lower"] == at["5.5"] and ruler["upper"] == at["6.0"]
+    assert at["6"] == pytest.approx(2 * at["3"], abs=0.2)
+    assert ruler["lower"] == at["5.5"] and ruler["upper"] == at["6"]
     assert 0 < max(at.values()) < WIDTH
     assert [text for _, text in ruler["ticks"]] == ["0", "2", "4", "6", "8"]
 

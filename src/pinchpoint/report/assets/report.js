@@ -39,23 +39,25 @@
   };
   const font = (px) => `${px * (devicePixelRatio || 1)}px system-ui, sans-serif`;
 
+  const failed = (stage) => stage.decision.endsWith("fail");
+
   const stageBands = (u) => {
     const { ctx, bbox } = u, ratio = devicePixelRatio || 1;
     clipped(u, () => data.stages.forEach((stage, i) => {
       const left = u.valToPos(stage.t0, "x", true), right = u.valToPos(stage.t1, "x", true);
-      ctx.fillStyle = stage.decision === "fail" || stage.kind === "overload" ? colour("band-bad") : colour("band");
+      ctx.fillStyle = failed(stage) || stage.kind === "overload" ? colour("band-bad") : colour("band");
       ctx.fillRect(left, bbox.top, right - left, bbox.height);
     }));
     ctx.save();
     ctx.font = font(10.5);
     ctx.textBaseline = "bottom";
     ctx.textAlign = "left";
-    data.stages.forEach((stage) => {
+    data.stages.filter((stage) => stage.kind !== "recovery").forEach((stage) => {
       const left = Math.max(u.valToPos(stage.t0, "x", true), bbox.left);
       const right = Math.min(u.valToPos(stage.t1, "x", true), bbox.left + bbox.width);
       const text = [stage.label, stage.short].find((t) => ctx.measureText(t).width <= right - left - 4 * ratio);
       if (!text || right <= left) return;
-      ctx.fillStyle = stage.decision === "fail" ? colour("fail") : colour("soft");
+      ctx.fillStyle = failed(stage) ? colour("fail") : colour("soft");
       ctx.fillText(text, left + 2 * ratio, bbox.top - 3 * ratio);
     });
     ctx.restore();
@@ -85,7 +87,8 @@
     ctx.restore();
   };
 
-  const limitLines = (spec) => (u) => clipped(u, (ctx, bbox, ratio) => spec.limits.forEach((limit) => {
+  let lastAbove = null;
+  const limitLines = (spec) => (u) => clipped(u, (ctx, bbox, ratio) => spec.limits.forEach((limit, index) => {
     const y = u.valToPos(limit.value, "y", true);
     if (!(y >= bbox.top - 1 && y <= bbox.top + bbox.height + 1)) return;
     ctx.strokeStyle = ctx.fillStyle = colour("bad");
@@ -100,7 +103,10 @@
     const room = (other) => { const gap = y - u.valToPos(other.value, "y", true); return gap <= 0 || gap > 15 * ratio; };
     const above = y - bbox.top > 16 * ratio && spec.limits.every(room);
     ctx.textBaseline = above ? "bottom" : "top";
-    ctx.fillText(limit.label, bbox.left + 6 * ratio, y + (above ? -3 : 3) * ratio);
+    const crowd = spec.limits.slice(0, index).filter((other) => Math.abs(y - u.valToPos(other.value, "y", true)) <= 15 * ratio);
+    const shift = above === lastAbove ? crowd.reduce((sum, other) => sum + ctx.measureText(other.label).width + 12 * ratio, 0) : 0;
+    lastAbove = above;
+    ctx.fillText(limit.label, bbox.left + 6 * ratio + shift, y + (above ? -3 : 3) * ratio);
   }));
 
   const shape = (ctx, decision, x, y, r) => {
@@ -108,7 +114,7 @@
     if (decision === "pass") ctx.arc(x, y, r, 0, 2 * Math.PI);
     else if (decision === "fail") {
       ctx.moveTo(x - r, y - r); ctx.lineTo(x + r, y + r); ctx.moveTo(x + r, y - r); ctx.lineTo(x - r, y + r);
-    } else if (decision === "undecided") {
+    } else if (decision.startsWith("leans")) {
       ctx.moveTo(x, y - 1.2 * r); ctx.lineTo(x + 1.2 * r, y); ctx.lineTo(x, y + 1.2 * r); ctx.lineTo(x - 1.2 * r, y);
       ctx.closePath();
     } else ctx.rect(x - .85 * r, y - .85 * r, 1.7 * r, 1.7 * r);
@@ -132,9 +138,9 @@
         }
         if (line.values[i] == null) return;
         const decision = spec.marks[i];
-        shape(ctx, decision, x, u.valToPos(line.values[i], "y", true), (line.thin ? 3.4 : 4.6) * ratio);
+        shape(ctx, decision, x, u.valToPos(line.values[i], "y", true), (line.thin ? 3.4 : 4.6) * (spec.weights[i] ? 1 : .78) * ratio);
         ctx.fillStyle = decision === "pass" ? colour("pass") : colour("paper");
-        ctx.strokeStyle = colour(decision);
+        ctx.strokeStyle = colour(decision.replace("leans-", ""));
         ctx.lineWidth = (decision === "fail" ? 2.4 : 1.75) * ratio;
         if (decision !== "fail") ctx.fill();
         ctx.stroke();
@@ -180,7 +186,8 @@
     width: line.dots ? 0 : line.thin ? 1.25 : 1.9,
     dash: line.dashed ? [5, 4] : undefined,
     value: (u, value) => (u.cursor.idx == null ? "" : format(spec.unit, value)),
-    spanGaps: false,
+    spanGaps: Boolean(spec.marks),
+    ...(line.stepped ? { paths: uPlot.paths.stepped({ align: 1 }) } : {}),
     ...(line.dots ? { paths: () => null, points: { show: true, size: 4.5, width: 0, stroke: () => colour(line.colour), fill: () => colour(line.colour) } } : { points: { show: false } }),
   });
 
@@ -221,7 +228,7 @@
         setScale: time ? [(u, key) => { if (key === "x") zoomTo(u.scales.x); }] : [],
         setCursor: time ? [read] : [],
       },
-    }, [spec.x, ...spec.series.map((line) => line.values)], host);
+    }, [spec.x, ...spec.series.map((line) => (spec.on_line ? line.values.map((v, i) => (spec.on_line[i] ? v : null)) : line.values))], host);
     chart.setScale("x", time ? zoom : { min: 0, max: Math.max(...spec.x) * 1.08 });
     charts[group].push(chart);
   };
@@ -238,29 +245,30 @@
 
   /* -- the bar above the timeline -- */
   const toolbar = document.querySelector(".toolbar"), readout = document.querySelector(".readout");
+  const chipped = data.stages.filter((stage) => stage.kind !== "recovery");
   const stageAt = (t) => data.stages.find((stage) => t >= stage.t0 && t < stage.t1);
   const whole = () => zoom.min === full.min && zoom.max === full.max;
   const showZoom = () => {
     readout.textContent = whole() ? "whole run" : `${significant(zoom.min)} s to ${significant(zoom.max)} s`;
     document.querySelectorAll(".stage-chips button").forEach((button, i) => {
-      const { t0, t1 } = data.stages[i];
+      const { t0, t1 } = chipped[i];
       button.setAttribute("aria-pressed", String(zoom.min === t0 && zoom.max === t1));
     });
   };
   const read = (u) => {
     if (u.cursor.left == null || u.cursor.left < 0) return showZoom();
     const t = u.posToVal(u.cursor.left, "x"), stage = stageAt(t);
-    const decided = stage && stage.decision !== "none" ? ` (${stage.decision})` : "";
+    const decided = stage && stage.decision !== "none" ? ` (${stage.decision.replace("-", " ")})` : "";
     readout.textContent = `${t.toFixed(1)} s · ${stage ? stage.label + decided : "between steps"}`;
   };
   const buildToolbar = () => {
     const chips = document.querySelector(".stage-chips");
-    data.stages.forEach((stage) => {
+    chipped.forEach((stage) => {
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = stage.kind === "search" ? stage.short : stage.kind === "warmup" ? "warm-up" : `${stage.kind} ${stage.short}`;
       button.title = stage.label;
-      if (stage.decision === "fail") button.className = "fail";
+      if (failed(stage)) button.className = "fail";
       button.addEventListener("click", () => zoomTo({ min: stage.t0, max: stage.t1 }));
       chips.append(button);
     });
