@@ -18,12 +18,13 @@ import numpy as np
 
 from pinchpoint.capacity import decide, leans_pass
 from pinchpoint.diagnose.fits import ActiveCount, CostLine, FlatTop, Slope, cost_line, median_slope
-from pinchpoint.diagnose.stage_features import StageFeatures, stage_features, usable_window_s
+from pinchpoint.diagnose.stage_features import StageFeatures, stage_features, uncached_tokens, usable_window_s
 from pinchpoint.model import Slo, Stage, StageResult
 from pinchpoint.series import RunView
 
 BURST_SPAN_MAX_RATIO = 0.1
-"""A stream whose text all arrives within the last tenth of its life was held back; a real one spreads over decode."""
+"""A stream whose text all arrives within a tenth of an answer's unqueued life was held back; a real one spreads over
+decoding."""
 BURST_TOKENS_MIN = 8
 """Shorter answers may fit one read without anybody buffering."""
 BURSTY_SHARE_MIN = 0.5
@@ -96,8 +97,10 @@ class Features:
         long &= life_s > 0
         if not long.any():
             return None
-        bursty = long & (span_s <= BURST_SPAN_MAX_RATIO * life_s)
         light = long & (self.others_at_send <= LIGHT_LOAD_OTHERS_MAX)
+        # A long wait in a queue makes every stream short beside it; the life of an unqueued answer does not.
+        quiet_life_s = float(np.quantile(life_s[light if light.any() else long], LIGHT_LOAD_QUANTILE))
+        bursty = long & (span_s <= BURST_SPAN_MAX_RATIO * np.minimum(life_s, quiet_life_s))
         slope = median_slope(r.output_tokens[light], r.ttft_from_send_s[light], "light load") or median_slope(
             r.output_tokens[long], r.ttft_from_send_s[long], "all loads"
         )
@@ -249,7 +252,7 @@ class Features:
         started = np.isfinite(r.first_token_s)
         order = np.argsort(r.first_token_s[started])
         instants_s = r.first_token_s[started][order]
-        uncached = (np.nan_to_num(r.input_tokens) - np.nan_to_num(r.cached_tokens))[started][order]
+        uncached = uncached_tokens(self.view)[started][order]
         total = np.concatenate([[0.0], np.cumsum(uncached)])
         prompts = (
             total[np.searchsorted(instants_s, r.last_token_s[ok], side="right")]

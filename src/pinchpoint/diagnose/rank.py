@@ -15,7 +15,7 @@ import msgspec
 
 from pinchpoint.diagnose.features import Features
 from pinchpoint.diagnose.rule import Clue, LoadedRule, Outcome, load_rules, remedies_for
-from pinchpoint.model import Finding, NotEvaluable, Validity
+from pinchpoint.model import Evidence, Finding, NotEvaluable, Validity
 
 FIRES_LOG_ODDS = math.log(3)
 """A rule fires when its clues speak for it three to one."""
@@ -80,8 +80,8 @@ def rank(features: Features, validity: Validity, rules: Sequence[LoadedRule] | N
     weights = {s.loaded.rule.code: 0.0 if s.outcome.veto else math.exp(s.score - highest) for s in scored}
     total = sum(weights.values()) + UNKNOWN_PRIOR * math.exp(-highest)
     share = {code: min(weight / total, 1.0) * ceiling for code, weight in weights.items()}
-    findings = [_finding(features, s, share) for s in fired if share[s.loaded.rule.code] >= LISTED_MIN]
-    unknown = 1 - sum(f.probability for f in findings)
+    findings = [_finding(features, s, share, listed=True) for s in fired if share[s.loaded.rule.code] >= LISTED_MIN]
+    unknown = max(1 - sum(share.values()), 0.0)
     if not findings or unknown > findings[0].probability:
         findings.append(_unknown(features, unknown, list(fired)))
     faint = {s.loaded.rule.code for s in fired} - {f.rule for f in findings}
@@ -101,13 +101,11 @@ def _ceiling(features: Features, top: _Scored) -> float:
     return CEILING_BLIND + (CEILING_FULL - CEILING_BLIND) * present
 
 
-def _finding(features: Features, scored: _Scored, share: dict[str, float]) -> Finding:
+def _finding(features: Features, scored: _Scored, share: dict[str, float], *, listed: bool = False) -> Finding:
     rule, outcome = scored.loaded.rule, scored.outcome
     evidence = [c.evidence for c in outcome.clues]
     against = [e for e in evidence if e.strength < 0]
     if outcome.veto:
-        from pinchpoint.model import Evidence
-
         against.insert(0, Evidence(outcome.veto, -CLUE_CAP))
     return Finding(
         rule=rule.code,
@@ -116,11 +114,11 @@ def _finding(features: Features, scored: _Scored, share: dict[str, float]) -> Fi
         layer=rule.layer,
         kind=rule.kind,
         probability=round(share[rule.code], 4),
-        explains_ratio=features.explained_ratio(rule.explains) if scored.fires and rule.explains else None,
+        explains_ratio=features.explained_ratio(rule.explains) if listed and rule.explains else None,
         evidence=tuple(sorted((e for e in evidence if e.strength >= 0), key=lambda e: -e.strength)),
         against=tuple(sorted(against, key=lambda e: e.strength)),
-        remedies=remedies_for(rule, features.engine, outcome.values) if scored.fires else (),
-        confirm=rule.confirm if scored.fires else "",
+        remedies=remedies_for(rule, features.engine, outcome.values) if listed else (),
+        confirm=rule.confirm if listed else "",
     )
 
 

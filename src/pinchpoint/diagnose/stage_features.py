@@ -128,7 +128,7 @@ def stage_features(
     started = in_window & np.isfinite(r.ttft_from_send_s)
     engine_ttft = view.histogram_mean("engine.ttft_s", window)
     gap = float(r.ttft_from_send_s[started].mean()) - engine_ttft if engine_ttft is not None and started.any() else None
-    uncached = np.nan_to_num(r.input_tokens[in_window]) - np.nan_to_num(r.cached_tokens[in_window])
+    uncached = uncached_tokens(view)[in_window]
     preemptions = view.increase("engine.preemptions_total", window)
     finished = view.increase("engine.requests_finished_total", window)
     if finished is None:
@@ -188,6 +188,20 @@ def stage_features(
         server_cores=_mean(gauge("server.cpu_cores")),
         host_cpu_p90=_p90(gauge("host.cpu_used_ratio")),
     )
+
+
+def uncached_tokens(view: RunView) -> np.ndarray:
+    """Prompt tokens that had to be computed, per request.
+
+    The service counts them at the end of an answer. Requests withdrawn before that were computed all the same: theirs
+    are what was asked for, times what the counted ones had per token asked for.
+    """
+    r = view.requests
+    computed = r.input_tokens - np.nan_to_num(r.cached_tokens)
+    known = np.isfinite(computed) & (r.requested_input_tokens > 0)
+    asked = float(r.requested_input_tokens[known].sum())
+    per_asked = float(computed[known].sum()) / asked if asked else 1.0
+    return np.where(np.isfinite(computed), computed, r.requested_input_tokens * per_asked)
 
 
 def _outside_engine(view: RunView, window: tuple[float, float]) -> float | None:

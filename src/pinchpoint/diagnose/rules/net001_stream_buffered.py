@@ -59,8 +59,8 @@ def evaluate(f: Features) -> Outcome:
         clue(
             "burst",
             ramp(s.bursty_share, some, bursty, -RULE.ln("odds_burst"), RULE.ln("odds_burst")),
-            f"{s.bursty_share:.0%} of {s.answers} answers arrived within the last {BURST_SPAN_MAX_RATIO:.0%} of their "
-            f"life; TTFT is {s.first_token_share:.0%} of the whole time (median)",
+            f"{s.bursty_share:.0%} of {s.answers} answers arrived within {BURST_SPAN_MAX_RATIO:.0%} of the time an "
+            f"unqueued answer takes; TTFT is {s.first_token_share:.0%} of the whole time (median)",
             observed=s.bursty_share,
             reference=bursty,
             unit="ratio",

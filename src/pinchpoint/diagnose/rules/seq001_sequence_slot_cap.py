@@ -66,7 +66,7 @@ RULE = Rule(
                 "tgi": "--max-batch-size {slots}",
                 "tensorrt-llm": "max_batch_size: {slots}",
                 "triton": "max_batch_size: {slots}",
-                "llama.cpp": "-np {slots} -c {slots_context}",
+                "llama.cpp": "-np {slots} -c {context}",
             },
             "about {gain} the throughput at twice the slots, from the fitted step time",
         ),
@@ -195,5 +195,5 @@ def _values(f: Features, cap: int) -> dict[str, str]:
         slots = max(min(slots, int(f.limits.kv_tokens / (isl + osl))), cap + 1)
     values["slots"] = str(slots)
     if f.limits.context_tokens:
-        values["slots_context"] = str(f.limits.context_tokens * slots)
+        values["context"] = str(f.limits.context_tokens * slots)
     return values
