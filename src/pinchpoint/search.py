@@ -43,7 +43,7 @@ WARMUP_REQUESTS_MAX = 200
 OVERLOAD_BUDGET_RATIO = 0.15
 OVERLOAD_RANGE_S = (8.0, 30.0)
 OVERLOAD_FACTOR = 1.5
-"""Times the lowest failing rate or the highest throughput seen: what gives way first is then saturated."""
+"""Times the highest throughput seen (or the lowest failing rate, if that is less): what gives way is saturated."""
 STEP_COUNT_PLANNED = 8
 """Search steps that the budget is divided by."""
 STEP_RANGE_S = (4.0, 60.0)
@@ -56,14 +56,16 @@ HOPELESS_FACTOR = 3.0
 SLOWED_FACTOR = 1.25
 BRACKET_STEP_E2E = 3.0
 """Length of a bracket step in unloaded end-to-end times: one to settle, the rest to see requests end."""
-BRACKET_DOWN_STEPS = 5
-"""Rates tried below a first one that failed before the search gives up."""
+STEP_REQUESTS_MIN = 10
+"""A rate below a first one that failed is tried only if so many requests fit into the time left."""
 PROVE_REQUESTS_MIN = 10
 """A proof that still lacks requests is given at least so many: the count without a miss is the best case."""
-FIRST_CONCURRENCY = 1.5
+FIRST_CONCURRENCY = 1.0
 """The first rate keeps about this many requests in flight on an unloaded service (Little's law)."""
 RESOLUTION_RATIO = 1.10
 """The interval is narrow enough when its ends differ by a tenth."""
+WIDE_RATIO = 1.5
+"""An interval this wide is narrowed first, though the present lower end may then stay unproven."""
 THROUGHPUT_MARGIN = 0.93
 """Next guess below a failing step's throughput: a queue needs some slack to be stable."""
 BACKLOG_POINTS_MIN = 20
@@ -342,12 +344,13 @@ class Search:
         rate_rps = FIRST_CONCURRENCY / self.baseline.e2e_s
         ceiling_rps = self._plan.max_rate_rps or math.inf
         step_s = min(STEP_RANGE_S[1], max(STEP_RANGE_S[0], BRACKET_STEP_E2E * self.baseline.e2e_s))
-        while not self._counts or self._search_left_s > step_s:
+        while not self._counts or self._search_left_s > min(step_s, STEP_RANGE_S[1]):
             rate_rps = min(rate_rps, ceiling_rps)
             if self._step(_neat(rate_rps), max_s=step_s) == "fail":
-                if self._lower is not None or len(self._counts) >= BRACKET_DOWN_STEPS:
+                rate_rps /= BRACKET_FACTOR**2
+                if self._lower is not None or rate_rps * self._search_left_s < STEP_REQUESTS_MIN:
                     return
-                rate_rps /= BRACKET_FACTOR**2  # the very first rate failed: look below it
+                step_s = max(step_s, STEP_REQUESTS_MIN / rate_rps)  # the first rate failed: look far below it
             elif self._upper is not None or rate_rps >= ceiling_rps or self._client_is_limit():
                 return
             else:
@@ -362,13 +365,23 @@ class Search:
             all_s = self._prove_s(self._lower, latency_only=False)
             wide = self._upper is not None and self._upper / self._lower > RESOLUTION_RATIO
             next_rps = self._next_rate() if wide else None
-            # An end that cannot be proven in the time left is not worth the time: a narrower guess is.
-            if next_rps and (not 0 < latency_s <= left_s or left_s > latency_s + self._step_max_s()):
+            if next_rps and self._should_bisect(next_rps, latency_s, left_s):
                 self._step(next_rps)
             elif 0 < latency_s <= left_s or 0 < all_s <= left_s:
                 self._step(self._lower, max_s=left_s, prove=True)
             else:
                 return
+
+    def _should_bisect(self, next_rps: float, prove_s: float, left_s: float) -> bool:
+        """Whether a narrower interval is worth more than proving the present lower end now."""
+        assert self._lower is not None and self._upper is not None
+        if not 0 < prove_s <= left_s:
+            return True  # proven already, or not to be proven in the time left
+        if left_s > self._step_max_s() + prove_s:
+            return True  # time for both
+        needed = requests_needed([slo for slo in self.slos if slo.metric != "errors"] or self.slos,
+                                 alpha_shared_by=len(self.slos))  # fmt: skip
+        return self._upper / self._lower > WIDE_RATIO and left_s > self._step_max_s() + needed / next_rps
 
     def _next_rate(self) -> float | None:
         """Between the ends; first where the failing step's throughput says that the queue would be stable."""
@@ -399,7 +412,8 @@ class Search:
         if self._upper is None or self._left_s < OVERLOAD_RANGE_S[0] / 2:
             return
         self._phase = "overload"
-        rate_rps = _neat(OVERLOAD_FACTOR * max(self._upper, *self._throughput.values()))
+        carried_rps = max(self._lower or 0.0, *self._throughput.values())
+        rate_rps = _neat(OVERLOAD_FACTOR * min(self._upper, carried_rps) if carried_rps else self._upper)
         self._step(rate_rps, kind="overload", max_s=min(self._overload_s, max(self._left_s, 4.0)), decide_early=False)
         self._recover()
 

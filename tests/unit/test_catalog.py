@@ -1,5 +1,6 @@
 """The catalogue maps what engines expose to canonical series."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -176,6 +177,13 @@ def test_a_damaged_catalogue_is_refused_in_one_sentence(tmp_path: Path, content:
 def test_the_shipped_catalogue_describes_every_series() -> None:
     assert CATALOG_PATH.exists()
     assert all(entry.description.endswith(".") for entry in load_catalog().entries.values())
+
+
+def test_every_series_the_code_speaks_of_is_in_the_catalogue() -> None:
+    literal = re.compile(r'"((?:engine|host|server|client|probe|gpu)\.[a-z0-9_]+)"')
+    spoken = {name for path in CATALOG_PATH.parent.rglob("*.py") for name in literal.findall(path.read_text())}
+    assert spoken
+    assert sorted(name for name in spoken if load_catalog().entry(name) is None) == []
 
 
 label_names = st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,10}", fullmatch=True)

@@ -59,7 +59,7 @@ _ALL = (
         expected_rule="SEQ001",
         signature="running flat at the cap, waiting grows, KV pool nearly empty, TTFT explodes, TPOT flat",
         indicator="waiting",
-        set={"max_num_seqs": 8},
+        set={"max_num_seqs": 12},
     ),
     Fault(
         name="kv-exhausted",
@@ -68,7 +68,7 @@ _ALL = (
         expected_rule="KV001",
         signature="KV pool full, preemptions climb, gaps inside streams, running saw-tooths, goodput falls",
         indicator="preemptions",
-        set={"kv_blocks": 320, "admission": "optimistic"},
+        set={"kv_blocks": 280, "admission": "optimistic"},
     ),
     Fault(
         name="kv-admission",
@@ -77,7 +77,7 @@ _ALL = (
         expected_rule="KV002",
         signature="KV pool full, waiting grows, no preemption, running below max_num_seqs, TTFT explodes, TPOT flat",
         indicator="kv_used",
-        set={"kv_blocks": 240, "admission": "reserve_full"},
+        set={"kv_blocks": 340, "admission": "reserve_full"},
     ),
     Fault(
         name="prefill-bound",
@@ -100,7 +100,7 @@ _ALL = (
         signature="TPOT rises with batch and context while nothing waits; running grows, TTFT modest",
         indicator="tpot",
         set={"kv_reads_per_token": 4.0},
-        scale={"weight_bandwidth_efficiency_ratio": 1 / 2, "kv_bandwidth_efficiency_ratio": 1 / 10},
+        scale={"weight_bandwidth_efficiency_ratio": 0.6, "kv_bandwidth_efficiency_ratio": 0.12},
     ),
     Fault(
         name="api-bound",
@@ -127,7 +127,7 @@ _ALL = (
         expected_rule="LIM001",
         signature="HTTP 503, latency of the admitted flat, engine far from any limit",
         indicator="rejected",
-        set={"in_flight_limit": 12},
+        set={"in_flight_limit": 16},
     ),
     Fault(
         name="sse-buffering",

@@ -1,7 +1,7 @@
 """The lab over real HTTP, in real time: `serve` inside an event loop, `run_server` as a blocking entry.
 
 One process, one event loop, like the API process of the service it imitates. What a request or chunk costs that
-process (LabParams.api_*) is really spent here in CPU time, so the process's CPU, the lateness of the loop and the
+process (LabParams.api_*) is really spent here, computing, so the process's CPU, the lateness of the loop and the
 latency of /health show it. The engine is different: its steps are laid on absolute deadlines (timeline.py), so a late
 loop delays what clients see but never slows the engine, as it would not slow a GPU process of its own.
 """
@@ -11,7 +11,6 @@ import gc
 import signal
 import socket
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -77,7 +76,7 @@ class LabServer:
         self._streams: dict[int, _Stream] = {}
         self._next_id = 0
         self._started_s = int(time.time())
-        self._outbox: deque[list[tuple[Sequence, int]]] = deque()
+        self._outbox: list[list[tuple[Sequence, int]]] = []
         """Steps whose tokens the API process has yet to write: (sequence, index of the token)."""
         self._draining = False
         self._timer: asyncio.TimerHandle | None = None
@@ -98,14 +97,13 @@ class LabServer:
             self._timeline.abort(monotonic_ns(), stream.request_id)
 
     def on_request(self, connection: Connection, request: Request) -> None:
-        began_cpu_ns = time.thread_time_ns()
-        arrival_ns = monotonic_ns()
+        began_ns = monotonic_ns()
         chat = COMPLETION_ROUTES.get(request.path)
         if chat is not None and request.method == "POST":
-            self._complete(connection, request, chat, arrival_ns, began_cpu_ns)
+            self._complete(connection, request, chat, began_ns)
             return
         status, body, content_type = self._simple(request)
-        self._spend(began_cpu_ns, self._null_ns)
+        self._spend(began_ns, self._null_ns)
         if request.path not in UNCOUNTED_ROUTES:
             self.engine.metrics.count_http(request.path if status == 200 else "none", request.method, status)
         connection.reply(status, body, content_type)
@@ -136,13 +134,11 @@ class LabServer:
         self._timeline.advance(monotonic_ns())
         return self.engine.metrics.page(self.engine.gauges()).encode()
 
-    def _complete(
-        self, connection: Connection, request: Request, chat: bool, arrival_ns: int, began_cpu_ns: int
-    ) -> None:
-        refusal = self._gateway.admit(arrival_ns)
+    def _complete(self, connection: Connection, request: Request, chat: bool, began_ns: int) -> None:
+        refusal = self._gateway.admit(began_ns)
         if refusal is not None:
             if not refusal.before_api:
-                self._spend(began_cpu_ns, self._null_ns)
+                self._spend(began_ns, self._null_ns)
                 self.engine.metrics.rejected_requests += 1
                 self.engine.metrics.count_http(request.path, "POST", refusal.status)
             kind = "RateLimitError" if refusal.before_api else "ServiceUnavailableError"
@@ -153,7 +149,7 @@ class LabServer:
             completion = self._api.parse(request.body, chat)
         except ApiError as error:
             self._gateway.leave()
-            self._spend(began_cpu_ns, self._request_ns)
+            self._spend(began_ns, self._request_ns)
             self.engine.metrics.count_http(request.path, "POST", error.status)
             connection.reply(error.status, error.body)
             return
@@ -162,7 +158,7 @@ class LabServer:
         stream = _Stream(connection, self._next_id, completion, answer, request.path)
         self._streams[stream.request_id] = stream
         connection.state = stream
-        self._spend(began_cpu_ns, self._request_ns)
+        self._spend(began_ns, self._request_ns)
         if completion.stream:
             head = connection.stream_head()
             if self.params.proxy_buffering:
@@ -174,7 +170,7 @@ class LabServer:
             stream.request_id,
             completion.prompt_tokens,
             completion.max_output_tokens,
-            arrival_ns,
+            began_ns,
             completion.finish_reason,
         )
         self._arm()
@@ -200,29 +196,40 @@ class LabServer:
             self._loop.call_soon(self._drain)
 
     def _drain(self) -> None:
-        """Writes one step's tokens; the loop gets a turn between steps, so requests that came meanwhile take theirs."""
+        """Writes the tokens of every step that had ended by now, oldest first, then lets the loop take its turn.
+
+        What waits in sockets meanwhile comes after, as in one first-in-first-out line. Writing a single step per turn
+        would let new requests overtake, and an overloaded loop would accept everything and finish nothing.
+        """
+        steps, self._outbox = self._outbox, []
+        began_ns = monotonic_ns()
+        for tokens in steps:
+            began_ns = self._write_step(tokens, began_ns)
+        if self._outbox:
+            self._loop.call_soon(self._drain)
+        else:
+            self._draining = False
+
+    def _write_step(self, tokens: list[tuple[Sequence, int]], began_ns: int) -> int:
+        """Returns the instant it was done."""
         streams, chunk_ns = self._streams, self._chunk_ns
-        began_cpu_ns = time.thread_time_ns()
-        for sequence, index in self._outbox.popleft():
+        for sequence, index in tokens:
             stream = streams.get(sequence.request_id)
             if stream is None:  # the client has gone
                 continue
             last = index + 1 == sequence.max_output_tokens
             if stream.completion.stream:
                 data = self._encode(stream, index, last)
-                began_cpu_ns = self._spend(began_cpu_ns, chunk_ns)
+                began_ns = self._spend(began_ns, chunk_ns)
                 if stream.held is None:
                     stream.connection.send(data)
                 else:
                     stream.held.append(data)
             elif last:
-                began_cpu_ns = self._spend(began_cpu_ns, chunk_ns)
+                began_ns = self._spend(began_ns, chunk_ns)
             if last:
                 self._finish(stream, sequence.output_tokens)
-        if self._outbox:
-            self._loop.call_soon(self._drain)
-        else:
-            self._draining = False
+        return began_ns
 
     def _encode(self, stream: _Stream, index: int, last: bool) -> bytes:
         connection, answer = stream.connection, stream.answer
@@ -246,15 +253,16 @@ class LabServer:
             connection.send(b"".join(stream.held))
         connection.finish()
 
-    def _spend(self, began_cpu_ns: int, cost_ns: int) -> int:
-        """Burns what is left of a job's CPU cost and returns the CPU time at its end, where the next job may begin.
+    def _spend(self, began_ns: int, cost_ns: int) -> int:
+        """Computes until a job has taken its cost, and returns the instant, which is where the next job may begin.
 
-        CPU time, not wall time: on a busy host the job takes longer. Work that was real anyway counts.
+        Work that was real anyway counts. Wall time, not CPU time: otherwise a busy host would make the simulated
+        service slower than its parameters say.
         """
-        until_ns = began_cpu_ns + cost_ns
-        now_ns = time.thread_time_ns()
+        until_ns = began_ns + cost_ns
+        now_ns = monotonic_ns()
         while now_ns < until_ns:
-            now_ns = time.thread_time_ns()
+            now_ns = monotonic_ns()
         return now_ns
 
     def close(self) -> None:

