@@ -32,7 +32,7 @@ INDICATORS: dict[str, Callable[[Outcome], float]] = {
     "client_ttft": lambda o: float(np.median(o.ttft_s())),
 }
 
-OVERLOAD_RPS = 9.0
+OVERLOAD_RPS = 12.0
 FACTOR = 3.0
 """How much an indicator must move; 10 % would do for an effect, but here the fault must be what gives way first."""
 
@@ -80,10 +80,9 @@ def test_decode_bound_breaks_tpot_before_anything_waits() -> None:
 
 
 @pytest.mark.parametrize("name", [n for n in FAULTS if n not in ("none", "sse-buffering")])
-def test_the_healthy_service_carries_at_least_half_as_much_again(runs: dict[str, Outcome], name: str) -> None:
+def test_the_healthy_service_carries_at_least_half_as_much_again(name: str) -> None:
     """A fault that the healthy service shows as well at the same load could not be told from no fault."""
-    del runs
-    healthy, faulty = (chat_run(FAULTS[n].apply(LabParams()), 12.0, 60, drain=False) for n in ("none", name))
+    healthy, faulty = (chat_run(FAULTS[n].apply(LabParams()), 16.0, 60, drain=False) for n in ("none", name))
 
     def good(outcome: Outcome) -> int:
         ttft = outcome.ttft_s() < 0.5
