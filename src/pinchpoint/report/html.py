@@ -122,6 +122,7 @@ def _template():
     environment.globals.update(
         MISSING=MISSING,
         quantity=words.quantity,
+        quantities=words.quantities,
         comparison=words.comparison,
         capacity_figure=words.capacity_figure,
         capacity_confidence=words.capacity_confidence,

@@ -92,18 +92,30 @@ def probability(value: float) -> str:
     return "< 1 %" if value < 1 - CERTAIN_RATIO else f"{value:.0%}".replace("%", " %")
 
 
-def quantity(value: float | None, unit: str) -> str:
-    """A measured value with its unit: seconds and ratios are scaled for reading, other units are appended."""
+def quantity(value: float | None, unit: str, *, factor: bool = False) -> str:
+    """A measured value with its unit: seconds and ratios are scaled for reading, other units are appended.
+
+    factor: print a ratio as a multiple (1.8×) in place of a share (180 %).
+    """
     if value is None:
         return MISSING
     if unit == "s":
         return format_duration(value)
+    if unit == "x" or (unit == "ratio" and factor):
+        return f"{significant(value)}×"
     if unit == "ratio":
         return format_ratio(value)
     text = significant(value)
-    if unit == "x":
-        return f"{text}×"
     return f"{text} {visible(unit)}" if unit and unit != "1" else text
+
+
+def quantities(evidence: Evidence) -> tuple[str, str]:
+    """Observed and reference. No share exceeds 1, so a ratio beyond it makes both multiples."""
+    factor = max(evidence.observed or 0.0, evidence.reference or 0.0) > 1
+    return (
+        quantity(evidence.observed, evidence.unit, factor=factor),
+        quantity(evidence.reference, evidence.unit, factor=factor),
+    )
 
 
 FIGURE = re.compile(r"(?<![A-Za-z0-9])[0-9]")
@@ -117,11 +129,12 @@ def comparison(evidence: Evidence) -> str:
     """
     if FIGURE.search(evidence.statement):
         return ""
+    observed, reference = quantities(evidence)
     parts = []
     if evidence.observed is not None:
-        parts.append(quantity(evidence.observed, evidence.unit))
+        parts.append(observed)
     if evidence.reference is not None:
-        parts.append(f"reference {quantity(evidence.reference, evidence.unit)}")
+        parts.append(f"reference {reference}")
     return ", ".join(parts)
 
 

@@ -6,8 +6,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinchpoint.model import Verdict
-from pinchpoint.report.charts import POINTS_MAX, align, chart_data, thin
+from pinchpoint.report.charts import chart_data
 from pinchpoint.report.ruler import WIDTH, rate_ruler
+from pinchpoint.report.thinning import align, thin
+from pinchpoint.report.timeline import POINTS_MAX
 from pinchpoint.series import RunView, Series
 
 VALUES = st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(float("nan"))), min_size=1, max_size=400)
@@ -16,7 +18,7 @@ VALUES = st.lists(st.one_of(st.floats(-1e6, 1e6), st.just(float("nan"))), min_si
 @given(VALUES, st.integers(20, 200))
 def test_thinning_keeps_order_ends_and_extremes(values: list[float], points_max: int) -> None:
     value = np.array(values)
-    kept = thin(np.arange(len(value), dtype=float), value, points_max)
+    kept = thin(value, points_max)
     assert np.all(np.diff(kept) > 0)
     assert {kept[0], kept[-1]} == {0, len(value) - 1}
     assert len(kept) <= 1.2 * points_max + 4
@@ -28,7 +30,7 @@ def test_thinning_keeps_order_ends_and_extremes(values: list[float], points_max:
 def test_a_single_spike_among_a_million_readings_survives() -> None:
     value = np.zeros(1_000_000)
     value[567_891] = 1.0
-    kept = thin(np.arange(len(value)) * 0.5, value, POINTS_MAX)
+    kept = thin(value, POINTS_MAX)
     assert value[kept].max() == 1.0
     assert len(kept) <= POINTS_MAX + 2
 

@@ -103,3 +103,10 @@ def test_probability_never_claims_certainty(value: float) -> None:
 )
 def test_quantities_carry_their_unit(value: float | None, unit: str, text: str) -> None:
     assert words.quantity(value, unit) == text
+
+
+def test_a_ratio_beyond_one_is_a_multiple_and_so_is_its_reference() -> None:
+    share = Evidence("busy", 1.0, observed=0.4, reference=1.0, unit="ratio")
+    growth = Evidence("grown", 1.0, observed=0.9, reference=1.5, unit="ratio")
+    assert words.quantities(share) == ("40 %", "100 %")
+    assert words.quantities(growth) == ("0.9×", "1.5×")
