@@ -22,6 +22,8 @@ from pinchpoint.units import MISSING, format_duration, format_ratio
 
 WIDTH_DEFAULT = 100
 WIDTH_MIN = 60
+WIDTH_MAX = 120
+"""Longer lines are hard to read, however wide the terminal is."""
 WIDE = 96
 """Columns from which the steps table has room for every column."""
 GUTTER = 14
@@ -62,9 +64,10 @@ def render_screen(
     view adds the length of the run; None when only the verdict is at hand. paths: label -> file to name at
     the end, such as {"report": "runs/x/report.html"}.
     """
+    width = min(max(width, WIDTH_MIN), WIDTH_MAX)
     body = Table.grid(padding=(0, 1, 0, 0), expand=False)
     body.add_column(width=GUTTER, no_wrap=True)
-    body.add_column(width=max(width, WIDTH_MIN) - GUTTER - 2)
+    body.add_column(width=width - GUTTER - 2)
     blocks: list[tuple[str, RenderableType]] = [
         ("CAPACITY", _capacity(verdict)),
         ("BREAKS FIRST", _pinch_point(verdict)),

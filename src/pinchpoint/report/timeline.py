@@ -62,7 +62,7 @@ def request_charts(view: RunView, verdict: Verdict, duration_s: float) -> list[d
         chart(
             "in-flight",
             "Requests in flight",
-            "Sent and not yet answered. A climb within a step is a queue that the service cannot work off.",
+            "Due and not yet answered. A climb within a step is a queue that the service cannot work off.",
             "requests",
             "count",
             grid_s,
