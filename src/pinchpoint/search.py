@@ -43,7 +43,7 @@ WARMUP_REQUESTS_MAX = 200
 OVERLOAD_BUDGET_RATIO = 0.15
 OVERLOAD_RANGE_S = (8.0, 30.0)
 OVERLOAD_FACTOR = 1.5
-"""Times the highest throughput seen (or the lowest failing rate, if that is less): what gives way is saturated."""
+"""Times the highest throughput seen: what gives way first is then saturated, whatever SLO broke before."""
 STEP_COUNT_PLANNED = 8
 """Search steps that the budget is divided by."""
 STEP_RANGE_S = (4.0, 60.0)
@@ -57,7 +57,7 @@ SLOWED_FACTOR = 1.25
 BRACKET_STEP_E2E = 3.0
 """Length of a bracket step in unloaded end-to-end times: one to settle, the rest to see requests end."""
 STEP_REQUESTS_MIN = 10
-"""A rate below a first one that failed is tried only if so many requests fit into the time left."""
+"""A step is made long enough for so many requests, and a very low rate is tried only if so many fit."""
 PROVE_REQUESTS_MIN = 10
 """A proof that still lacks requests is given at least so many: the count without a miss is the best case."""
 FIRST_CONCURRENCY = 1.0
@@ -413,7 +413,7 @@ class Search:
             return
         self._phase = "overload"
         carried_rps = max(self._lower or 0.0, *self._throughput.values())
-        rate_rps = _neat(OVERLOAD_FACTOR * min(self._upper, carried_rps) if carried_rps else self._upper)
+        rate_rps = _neat(OVERLOAD_FACTOR * carried_rps if carried_rps else self._upper)
         self._step(rate_rps, kind="overload", max_s=min(self._overload_s, max(self._left_s, 4.0)), decide_early=False)
         self._recover()
 
@@ -476,7 +476,7 @@ class Search:
     ) -> str:
         """Runs one open-loop step and returns its decision: pass, fail (undecided ones lean) or none."""
         assert self.baseline is not None
-        max_s = max_s or self._step_max_s()
+        max_s = max_s or max(self._step_max_s(), min(STEP_REQUESTS_MIN / rate_rps, self._search_left_s))
         settle_s = min(max(0.5, self.baseline.e2e_s), max_s / 3)
         min_s = settle_s + min(max(2.0, 2 * self.baseline.e2e_s), max_s / 2)
         self._rate_rps = rate_rps
