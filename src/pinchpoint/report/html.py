@@ -55,7 +55,7 @@ def html(view: RunView, verdict: Verdict) -> str:
         target=verdict.target,
         top=words.top_finding(verdict),
         card_label=CARD_LABELS[verdict.findings[0].kind] if verdict.findings else "Cause not known",
-        headline=_sentence(verdict.headline),
+        headline=words.sentence(verdict.headline),
         charts=charts,
         ruler=rate_ruler(verdict),
         chart_json=embedded_json(charts),
@@ -63,6 +63,7 @@ def html(view: RunView, verdict: Verdict) -> str:
         script=Markup(script),
         style=Markup(_asset("uPlot.min.css") + _asset("report.css")),
         script_hashes=Markup(" ".join(_csp_hash(text) for text in (library, script))),
+        streams={stage.index: stage.concurrency for stage in view.stages if stage.rate_rps is None},
         stages=[stage for stage in verdict.stages if stage.kind in words.LOADED_KINDS or stage.kind == "warmup"],
         error_kinds=_error_kinds(verdict),
         error_texts=_error_texts(view),
@@ -114,7 +115,7 @@ def _template():
         probability=words.probability,
         strength=words.strength_word,
         strongest=words.strongest,
-        sentence=_sentence,
+        sentence=words.sentence,
         offered=words.offered,
         sign=words.sign,
         clauses=words.clauses,
@@ -153,11 +154,6 @@ def _printable(value: Any) -> Any:
 def _csp_hash(text: str) -> str:
     digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
     return f"'sha256-{digest}'"
-
-
-def _sentence(text: str) -> str:
-    """First letter in upper case, the rest as it is."""
-    return text[:1].upper() + text[1:]
 
 
 def _attainment(stage: StageResult, slo_text: str) -> str:

@@ -18,7 +18,8 @@ from rich.text import Text
 from pinchpoint.model import Progress
 from pinchpoint.report import words
 from pinchpoint.report.literal import literal, visible
-from pinchpoint.report.text import DECISION, to_ascii
+from pinchpoint.report.steps import DECISION
+from pinchpoint.report.text import to_ascii
 from pinchpoint.units import MISSING, format_duration, significant
 
 PLAIN_PERIOD_S = 5.0

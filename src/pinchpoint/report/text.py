@@ -5,7 +5,6 @@ goes through `literal`, because model names, reasons and error strings may come 
 """
 
 import io
-import math
 from collections.abc import Iterable, Mapping
 
 from rich.console import Console, Group, RenderableType
@@ -14,9 +13,10 @@ from rich.table import Table
 from rich.text import Text
 
 from pinchpoint.clock import NS_PER_S
-from pinchpoint.model import Finding, StageResult, ValidityReason, Verdict
+from pinchpoint.model import Finding, ValidityReason, Verdict
 from pinchpoint.report import words
 from pinchpoint.report.literal import literal, visible
+from pinchpoint.report.steps import steps_table
 from pinchpoint.series import RunView
 from pinchpoint.units import MISSING, format_duration, format_ratio
 
@@ -24,14 +24,20 @@ WIDTH_DEFAULT = 100
 WIDTH_MIN = 60
 WIDTH_MAX = 120
 """Longer lines are hard to read, however wide the terminal is."""
-WIDE = 96
-"""Columns from which the steps table has room for every column."""
 GUTTER = 14
-EVIDENCE_SHOWN = 4
+LINES_MAX = 40
+DETAIL = ((4, 9), (4, 7), (3, 6), (3, 4), (2, 3))
+"""Evidence lines and steps shown, from ample to scarce: the first that fits into LINES_MAX is taken."""
+LABELS = {
+    "fault": "BREAKS FIRST",
+    "physical-limit": "LIMITED BY",
+    "healthy": "NOTHING BROKE",
+    "load-generator": "GENERATOR",
+    "unknown": "NOT KNOWN",
+}
 AGAINST_SHOWN = 1
 REJECTED_SHOWN = 3
 NOT_EVALUABLE_SHOWN = 4
-STEPS_SHOWN = 9
 ASCII = {
     "–": "-", "—": "-", "·": "|", "…": "...", "✓": "+", "✗": "x", "→": "->", "µ": "u", "×": "x", "≥": ">=", "≤": "<=",
     "\N{REPLACEMENT CHARACTER}": "?", "▌": "|", "−": "-", "○": "o", "↑": "^",
@@ -41,14 +47,6 @@ VALIDITY_MEANING = {
     "VALID": "nothing speaks against the measurement",
     "SUSPECT": "usable with care",
     "INVALID": "the figures cannot support a verdict",
-}
-DECISION = {
-    "pass": ("✓ pass", "green"),
-    "fail": ("✗ fail", "red"),
-    "leans-pass": ("○ leans pass", "yellow"),
-    "leans-fail": ("○ leans fail", "yellow"),
-    "undecided": ("○ undecided", "yellow"),
-    "none": (MISSING, "dim"),
 }
 
 
@@ -65,19 +63,42 @@ def render_screen(
     the end, such as {"report": "runs/x/report.html"}.
     """
     width = min(max(width, WIDTH_MIN), WIDTH_MAX)
+    console = Console(file=io.StringIO(), width=width)
+    screen = Group()
+    for evidence_shown, steps_shown in DETAIL:
+        screen = _compose(verdict, view, width, paths or {}, evidence_shown, steps_shown)
+        if len(console.render_lines(screen)) <= LINES_MAX:
+            break
+    return screen
+
+
+def _compose(
+    verdict: Verdict,
+    view: RunView | None,
+    width: int,
+    paths: Mapping[str, object],
+    evidence_shown: int,
+    steps_shown: int,
+) -> Group:
+    finding = words.top_finding(verdict)
     body = Table.grid(padding=(0, 1, 0, 0), expand=False)
     body.add_column(width=GUTTER, no_wrap=True)
     body.add_column(width=width - GUTTER - 2)
     blocks: list[tuple[str, RenderableType]] = [
         ("CAPACITY", _capacity(verdict)),
-        ("BREAKS FIRST", _pinch_point(verdict)),
+        (LABELS[finding.kind] if finding else "NOT KNOWN", _pinch_point(verdict, evidence_shown)),
         ("DO THIS", _remedies(verdict)),
         ("HOW SURE", _certainty(verdict)),
     ]
     for label, content in blocks:
         body.add_row(Text(label, style="bold"), Padding(content, (0, 0, 1, 0)))
-    parts: list[RenderableType] = [_title(verdict, view), Text(""), body, _steps(verdict, width)]
-    footer = _footer(verdict, paths or {})
+    parts: list[RenderableType] = [
+        _title(verdict, view),
+        Text(""),
+        body,
+        steps_table(verdict, view, width, steps_shown),
+    ]
+    footer = _footer(verdict, paths)
     if footer:
         parts += [Text(""), *footer]
     return Group(*parts)
@@ -149,27 +170,25 @@ def _capacity(verdict: Verdict) -> RenderableType:
     return Group(*lines)
 
 
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
-def _pinch_point(verdict: Verdict) -> RenderableType:
+def _pinch_point(verdict: Verdict, evidence_shown: int) -> RenderableType:
     finding = words.top_finding(verdict)
     if finding is None:
         return literal(verdict.headline)
-    about = f"{words.probability(finding.probability)} sure · {finding.rule} · {finding.layer}"
+    about = [] if finding.kind == "unknown" else [f"{words.probability(finding.probability)} sure", finding.rule]
+    about += [finding.layer] if finding.layer != "none" else []
     if finding.explains_ratio is not None:
-        about += f" · explains {format_ratio(finding.explains_ratio)} of the SLO misses"
-    lines: list[RenderableType] = [literal(_sentence(finding.title), "bold"), literal(about, "dim")]
-    lines.append(_evidence_lines(finding))
+        about.append(f"explains {format_ratio(finding.explains_ratio)} of the SLO misses")
+    lines: list[RenderableType] = [literal(words.sentence(finding.title), "bold")]
+    lines += [literal(" · ".join(about), "dim")] if about else []
+    lines.append(_evidence_lines(finding, evidence_shown))
     return Group(*lines)
 
 
-def _evidence_lines(finding: Finding) -> Table:
+def _evidence_lines(finding: Finding, evidence_shown: int) -> Table:
     grid = Table.grid(padding=(0, 1, 0, 0))
     grid.add_column(width=1)
     grid.add_column(ratio=1)
-    shown = words.strongest(finding.evidence, EVIDENCE_SHOWN) + words.strongest(finding.against, AGAINST_SHOWN)
+    shown = words.strongest(finding.evidence, evidence_shown) + words.strongest(finding.against, AGAINST_SHOWN)
     for item in shown:
         line = literal(item.statement)
         if numbers := words.comparison(item):
@@ -188,7 +207,7 @@ def _remedies(verdict: Verdict) -> RenderableType:
         )
     first, *others = finding.remedies
     action, why = words.clauses(first.action)
-    head = literal(_sentence(action), "bold")
+    head = literal(words.sentence(action), "bold")
     if first.flag:
         head.append("   ")
         head.append(literal(first.flag, "bold cyan"))
@@ -243,54 +262,6 @@ def _with_limit(reason: ValidityReason) -> str:
     if reason.observed is not None and reason.limit is not None:
         text += f" ({words.quantity(reason.observed, reason.unit)}, limit {words.quantity(reason.limit, reason.unit)})"
     return text
-
-
-def _steps(verdict: Verdict, width: int) -> RenderableType:
-    stages = [stage for stage in verdict.stages if stage.kind in words.LOADED_KINDS and stage.requests]
-    if not stages:
-        return Text("no step was run", style="dim")
-    shown = _most_telling(stages, verdict)
-    wide = width >= WIDE
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", expand=False)
-    columns = ["offered", "achieved", "TTFT p50", "p95", "TPOT p50", "p95", "goodput", "errors", "n"]
-    if not wide:
-        columns = ["offered", "done", "TTFT p50", "p95", "TPOT p50", "p95", "good", "err", "n"]
-    table.add_column("step", no_wrap=True)
-    for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("decision", no_wrap=True)
-    for stage in sorted(shown, key=lambda s: (s.rate_rps is None, s.rate_rps or 0.0, s.index)):
-        decision, style = DECISION[words.decision_of(stage, verdict.slos)]
-        failed = words.failed_requests(stage)
-        table.add_row(
-            literal(stage.kind, "dim"),
-            words.offered(stage.rate_rps),
-            words.rate(stage.completed_rps if not wide else stage.achieved_rps),
-            format_duration(stage.ttft_s.get("p50")),
-            format_duration(stage.ttft_s.get("p95")),
-            format_duration(stage.tpot_s.get("p50")),
-            format_duration(stage.tpot_s.get("p95")),
-            words.rate(stage.goodput_rps),
-            Text(format_ratio(failed / stage.requests) if stage.requests else MISSING, style="red" if failed else ""),
-            f"{stage.requests}",
-            Text(decision, style=style),
-        )
-    lines: list[RenderableType] = [Text.assemble(("STEPS", "bold"), ("  rates in req/s", "dim")), table]
-    if len(shown) < len(stages):
-        lines.append(Text(f"{len(stages) - len(shown)} more steps are in the report", style="dim"))
-    return Group(*lines)
-
-
-def _most_telling(stages: list[StageResult], verdict: Verdict) -> list[StageResult]:
-    """At most STEPS_SHOWN steps: the overload steps, then those nearest to the capacity, larger samples first."""
-    capacity = verdict.capacity
-    ends = [end for end in (capacity.lower_rps, capacity.upper_rps) if end] if capacity else []
-
-    def distance(stage: StageResult) -> tuple[bool, float, int]:
-        near = min((abs(math.log((stage.rate_rps or end) / end)) for end in ends), default=0.0)
-        return stage.kind != "overload", near, -stage.requests
-
-    return sorted(stages, key=distance)[:STEPS_SHOWN]
 
 
 def _footer(verdict: Verdict, paths: Mapping[str, object]) -> Iterable[RenderableType]:

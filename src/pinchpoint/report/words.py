@@ -61,6 +61,11 @@ DECISION_WORDS = {
 }
 
 
+def sentence(text: str) -> str:
+    """First letter in upper case, the rest as it is."""
+    return text[:1].upper() + text[1:]
+
+
 def clauses(text: str) -> tuple[str, str]:
     """A sentence split at its first semicolon: the part to print large and the rest, which may be empty."""
     first, _, rest = text.partition("; ")
@@ -82,7 +87,8 @@ def capacity_confidence(capacity: Capacity | None) -> str:
     if capacity is None:
         return "no step with a fixed rate was judged"
     if capacity.proven:
-        return f"both ends decided at {capacity.confidence:.0%} confidence".replace("%", " %")
+        ends = "decided" if capacity.lower_rps is None or capacity.upper_rps is None else "both ends decided"
+        return f"{ends} at {capacity.confidence:.0%} confidence".replace("%", " %")
     return "a best estimate: an end rests on too few requests"
 
 

@@ -8,15 +8,17 @@ import pytest
 from inline_snapshot import snapshot
 from rich.console import Console
 
-from pinchpoint.model import Capacity, ValidityReason, Verdict
-from pinchpoint.report.text import print_screen, screen_text
+from pinchpoint.model import Capacity, StageResult, ValidityReason, Verdict
+from pinchpoint.report.text import LINES_MAX, print_screen, screen_text
 from pinchpoint.series import RunView
-
-LINES_MAX = 42
 
 
 def changed(verdict: Verdict, **fields: Any) -> Verdict:
     return msgspec.structs.replace(verdict, **fields)
+
+
+def changed_stage(stage: StageResult, **fields: Any) -> StageResult:
+    return msgspec.structs.replace(stage, **fields)
 
 
 def test_screen_of_the_example_run(report_view: RunView, report_verdict: Verdict) -> None:
@@ -66,15 +68,17 @@ report         runs/a/report.html
 def test_screen_fits_the_terminal(report_view: RunView, report_verdict: Verdict, width: int) -> None:
     lines = screen_text(report_verdict, report_view, width).splitlines()
     assert max(map(len, lines)) <= width
-    assert len(lines) <= (LINES_MAX if width >= 100 else 50)
+    assert len(lines) <= LINES_MAX
 
 
 @pytest.mark.parametrize("width", [80, 100])
 def test_no_figure_of_the_steps_table_is_cut(report_view: RunView, report_verdict: Verdict, width: int) -> None:
-    table = screen_text(report_verdict, report_view, width).split("STEPS")[1]
-    assert "…" not in table
-    assert table.count("req/s") == 1
-    assert [table.count(word) for word in ("✓ pass", "✗ fail")] == [5, 1]
+    undecided = [changed_stage(stage, decision="undecided", goodput_rps=1234.5) for stage in report_verdict.stages]
+    for stages in (report_verdict.stages, tuple(undecided)):
+        table = screen_text(changed(report_verdict, stages=stages), report_view, width).split("STEPS")[1]
+        assert "…" not in table
+        assert "p95" in table.splitlines()[1]
+        assert {"pass", "fail", "–"} >= {line.split()[-1] for line in table.splitlines()[2:] if line.startswith("se")}
 
 
 def test_without_utf8_the_screen_is_ascii_and_keeps_its_figures(report_view: RunView, report_verdict: Verdict) -> None:
@@ -144,3 +148,26 @@ def test_hostile_names_neither_colour_nor_break_the_screen(report_view: RunView,
     text = screen_text(changed(report_verdict, target=target), report_view, 140)
     assert "[red]evil name" in text.splitlines()[0]
     assert "\x1b" not in text and "owned" not in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "label"), [("healthy", "NOTHING BROKE"), ("physical-limit", "LIMITED BY"), ("unknown", "NOT KNOWN")]
+)
+def test_heading_says_what_kind_of_answer_it_is(report_verdict: Verdict, kind: str, label: str) -> None:
+    finding = msgspec.structs.replace(report_verdict.findings[0], kind=kind)
+    text = screen_text(changed(report_verdict, findings=(finding,)), None)
+    assert label in text and "BREAKS FIRST" not in text
+    assert ("94 % sure" in text) == (kind != "unknown")
+
+
+def test_a_crowded_verdict_still_fits_one_screen(report_view: RunView, report_verdict: Verdict) -> None:
+    finding = report_verdict.findings[0]
+    wordy = [msgspec.structs.replace(item, statement=item.statement + " and so on" * 12) for item in finding.evidence]
+    crowded = changed(
+        report_verdict,
+        findings=(msgspec.structs.replace(finding, evidence=tuple(wordy)),),
+        stages=report_verdict.stages * 4,
+    )
+    lines = screen_text(crowded, report_view, 100).splitlines()
+    assert len(lines) <= LINES_MAX
+    assert sum(line.startswith("overload") for line in lines) >= 1
