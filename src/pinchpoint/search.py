@@ -346,7 +346,7 @@ class Search:
         step_s = min(STEP_RANGE_S[1], max(STEP_RANGE_S[0], BRACKET_STEP_E2E * self.baseline.e2e_s))
         while not self._counts or self._search_left_s > min(step_s, STEP_RANGE_S[1]):
             rate_rps = min(rate_rps, ceiling_rps)
-            if self._step(_neat(rate_rps), max_s=step_s) == "fail":
+            if self._step(_neat(rate_rps), max_s=step_s, drain=False) == "fail":
                 rate_rps /= BRACKET_FACTOR**2
                 if self._lower is not None or rate_rps * self._search_left_s < STEP_REQUESTS_MIN:
                     return
@@ -472,9 +472,13 @@ class Search:
         max_s: float | None = None,
         decide_early: bool = True,
         prove: bool = False,
+        drain: bool = True,
         name: str | None = None,
     ) -> str:
-        """Runs one open-loop step and returns its decision: pass, fail (undecided ones lean) or none."""
+        """Runs one open-loop step and returns its decision: pass or fail (undecided ones lean).
+
+        drain=False: a step that passes does not wait for its last answers, which then go on under the next step.
+        """
         assert self.baseline is not None
         max_s = max_s or max(self._step_max_s(), min(STEP_REQUESTS_MIN / rate_rps, self._search_left_s))
         settle_s = min(max(0.5, self.baseline.e2e_s), max_s / 3)
@@ -507,7 +511,8 @@ class Search:
         self._driver.stop_issue()
         throughput = self._throughput_of(state, end_ns)
         growth_rps = state.backlog_growth_rps()
-        self._drain(state, cancel_after_s=self._drain_s(decision))
+        if drain or decision == "fail" or not state.tally(self.slos, end_ns).leans_pass(self.slos):
+            self._drain(state, cancel_after_s=self._drain_s(decision))
         tally = state.tally(self.slos, self._driver.now_ns())
         if kind == "search":
             tally = tally.plus(self._counts.get(rate_rps, Tally()))
