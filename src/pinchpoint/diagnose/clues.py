@@ -20,7 +20,8 @@ SHARED: dict[str, Param] = {
     "null_share_high": Param(0.3, "ratio", "a request passes the event loop at least twice, a null request once"),
     "compute_like": Param(2.0, "ratio", "a stream's token costs what a prompt token costs: both are arithmetic"),
     "memory_like": Param(4.0, "ratio", "a stream's token costs far more than arithmetic: it reads its context"),
-    "prompts_lead": Param(0.5, "ratio", "more prompt tokens than generated ones"),
+    "prompts_half": Param(0.5, "ratio", "as many prompt tokens as generated ones"),
+    "prompts_lead": Param(0.65, "ratio", "about two prompt tokens for each generated one"),
     "odds_kind": odds(8),
     "odds_shape": odds(3),
     "odds_queue": odds(2),
@@ -175,13 +176,16 @@ def compute_of(f: Features) -> Compute | None:
     cost, line, s = f.prefill_cost, f.decode_cost, f.stressed
     if cost is None or not cost.value or line is None or s is None or s.prompt_tokens_per_s is None:
         return None
-    generated = s.generation_tokens_per_s or f.view.token_rate(s.window_s) or 0.0
+    # An engine that counts tokens when an answer ends counts too few while answers pile up, and a client that gets
+    # several tokens in one event too few always.
+    generated = max(s.generation_tokens_per_s or 0.0, f.view.token_rate(s.window_s) or 0.0)
     tokens = s.prompt_tokens_per_s + generated
     if tokens <= 0:
         return None
     ratio, share = line.b_s / cost.value, s.prompt_tokens_per_s / tokens
     weight = ramp(ratio, SHARED["compute_like"].value, SHARED["memory_like"].value, 1.0, 0.0)
-    return Compute(ratio, share, cost.value * tokens, weight if share >= SHARED["prompts_lead"].value else 0.0)
+    weight *= ramp(share, SHARED["prompts_half"].value, SHARED["prompts_lead"].value, 0.0, 1.0)
+    return Compute(ratio, share, cost.value * tokens, weight)
 
 
 def token_kind(f: Features, *, prefill: bool) -> list[Clue]:
@@ -191,8 +195,9 @@ def token_kind(f: Features, *, prefill: bool) -> list[Clue]:
         return []
     low, high = SHARED["compute_like"].value, SHARED["memory_like"].value
     toward_prefill = ramp(compute.ratio, low, high, ln("odds_kind"), -ln("odds_kind"))
-    if compute.prompt_share < SHARED["prompts_lead"].value:
-        toward_prefill = min(toward_prefill, 0.0)
+    if toward_prefill > 0:
+        half, lead = SHARED["prompts_half"].value, SHARED["prompts_lead"].value
+        toward_prefill *= ramp(compute.prompt_share, half, lead, 0.0, 1.0)
     return [
         clue(
             "kind",

@@ -32,6 +32,8 @@ LIGHT_LOAD_OTHERS_MAX = 2
 """A prompt that arrives beside at most this many others is processed almost alone."""
 LIGHT_LOAD_REQUESTS_MIN = 20
 LIGHT_LOAD_QUANTILE = 0.25
+BASE_REQUESTS_MIN = 8
+"""A median of fewer is not steady enough to be the denominator of every growth factor."""
 STRESSED_REQUESTS_MIN = 20
 STRESSED_MIN_S = 4.0
 """Eight readings of gauges scraped twice a second."""
@@ -160,14 +162,14 @@ class Features:
 
     @cached_property
     def base(self) -> StageFeatures | None:
-        """Lightest stage that passed, else the warm-up, else the lightest of two or more."""
+        """Lightest passing stage with enough requests, else the warm-up, else the lightest of two or more."""
         passed = [s for s in self.tested if s.passed]
-        if passed:
-            return passed[0]
         warmup = [s for s in self.stages if s.stage.kind == "warmup"]
-        if warmup:
-            return warmup[-1]
-        return self.tested[0] if len(self.tested) > 1 else None
+        lightest = self.tested[:1] if len(self.tested) > 1 else []
+        for stages in ([s for s in passed if s.requests >= BASE_REQUESTS_MIN][:1], warmup[-1:], passed[:1], lightest):
+            if stages:
+                return stages[0]
+        return None
 
     @cached_property
     def last_pass(self) -> StageFeatures | None:
@@ -265,11 +267,11 @@ class Features:
     def prefill_cost(self) -> PrefillCost | None:
         """Seconds per uncached prompt token, from the engine's own clock if it has one, else from TTFT at light load.
 
-        The engine's clock (llama.cpp: prompt seconds over prompt tokens) is read in the base window, where few prompts
-        overlap with decoding.
+        The engine's clock (llama.cpp: prompt seconds over prompt tokens) is read in warm-up, recovery and base, where
+        few prompts overlap with decoding.
         """
-        if self.base is not None and self.base.prefill_busy and self.base.engine_prompt_tokens_per_s:
-            value = self.base.prefill_busy / self.base.engine_prompt_tokens_per_s
+        value = self._engine_prefill_cost
+        if value is not None:
             return PrefillCost(value, value, value, "the engine's prompt seconds per prompt token at light load")
         if self.streams_void:
             return None
@@ -288,6 +290,13 @@ class Features:
             return PrefillCost(None, 0.0, ceiling, "whole TTFT per prompt token at light load, an upper bound")
         high = min(slope.high, ceiling) if ceiling > slope.value else slope.high
         return PrefillCost(max(slope.value, 0.0), max(slope.low, 0.0), max(high, 0.0), slope.source)
+
+    @cached_property
+    def _engine_prefill_cost(self) -> float | None:
+        quiet = [s for s in self.stages if s.stage.kind in ("warmup", "recovery") or s is self.base]
+        seconds = [self.view.increase("engine.prefill_busy_s_total", s.window_s) or 0.0 for s in quiet]
+        tokens = [self.view.increase("engine.prompt_tokens_total", s.window_s) or 0.0 for s in quiet]
+        return sum(seconds) / sum(tokens) if sum(seconds) > 0 and sum(tokens) > 0 else None
 
     def prefill_utilisation(self, stage: StageFeatures | None) -> tuple[float | None, float, float] | None:
         """Share of engine time that prompts took: cost per prompt token x prompt tokens per second.

@@ -17,6 +17,7 @@ Sources            Roofline, Williams et al. 2009; "Mind the memory gap" (arXiv 
 from pinchpoint.diagnose.clues import (
     compute_of,
     event_loop,
+    inflation_by_compute,
     inflation_by_prefill,
     is_queueing,
     no_preemption,
@@ -116,8 +117,10 @@ def evaluate(f: Features) -> Outcome:
 
 def _own(f: Features, strength: float) -> float:
     """Support for decoding, less what prompts would show as well because both are arithmetic on the same units."""
-    compute = compute_of(f)
-    return strength * (1 - compute.weight) if strength > 0 and compute is not None else strength
+    compute, explained = compute_of(f), inflation_by_compute(f)
+    if strength <= 0 or compute is None or explained is None:
+        return strength
+    return strength * (1 - compute.weight * min(explained, 1.0))
 
 
 def _growth(f: Features, growth: float) -> list[Clue]:

@@ -7,6 +7,7 @@ Confused with      A run that was too short to fail: see the sample sizes in the
 What to do         Nothing, or test higher rates.
 """
 
+from pinchpoint.capacity import decide
 from pinchpoint.diagnose.clues import SHARED
 from pinchpoint.diagnose.features import Features
 from pinchpoint.diagnose.rule import Clue, Outcome, RemedySpec, Rule, clue, odds, ramp
@@ -22,7 +23,8 @@ RULE = Rule(
     params={
         "flat": SHARED["flat"],
         "explodes": SHARED["explodes"],
-        "odds_held": odds(100),
+        "odds_held": odds(100, "the sequential test proved that the highest rate passes"),
+        "odds_leaning": odds(4, "the highest rate passed by its point estimate, on too few requests"),
         "odds_flat": odds(5),
         "odds_near": odds(3),
     },
@@ -41,10 +43,12 @@ def evaluate(f: Features) -> Outcome:
         return Outcome(veto=f"SLOs failed at {worst.offered_rps:.3g} req/s")
     if not any(s.passed for s in f.tested):
         return Outcome(not_evaluable="no stage has a request that counts for an SLO")
-    highest = max(s.offered_rps for s in f.tested)
-    clues: list[Clue] = [
-        clue("held", RULE.ln("odds_held"), f"every SLO held at every rate tested, up to {highest:.3g} req/s")
-    ]
+    highest = f.tested[-1]
+    proven = decide(highest.result.attainment, f.slos)[0] == "pass"
+    text = f"every SLO held at every rate tested, up to {highest.offered_rps:.3g} req/s"
+    if not proven:
+        text += f", the highest on {highest.requests} requests, too few to be sure"
+    clues: list[Clue] = [clue("held", RULE.ln("odds_held" if proven else "odds_leaning"), text)]
     for field, name in (("ttft_s", "TTFT"), ("tpot_s", "TPOT"), ("e2e_s", "e2e latency")):
         growth = f.growth(field)
         if growth is None or (field == "e2e_s" and not f.streams_void):

@@ -133,10 +133,11 @@ def _utilisation(f: Features) -> list[Clue]:
         if low < RULE["use_middle"] < high and high > 2 * max(low, 1e-9):
             strength /= 2
     compute = compute_of(f)
-    if estimate is not None and compute is not None and compute.weight == 1 and compute.use > estimate:
+    if estimate is not None and compute is not None and compute.weight > 0 and compute.use > estimate:
         # Decoding is arithmetic too, of the same kind and on the same units: it counts.
         rate_text, shown = "prompts and answers took ", compute.use
-        strength = max(strength, ramp(shown, RULE["use_middle"], RULE["use_high"], 0.0, RULE.ln("odds_use")))
+        counted = compute.weight * ramp(shown, RULE["use_middle"], RULE["use_high"], 0.0, RULE.ln("odds_use"))
+        strength = max((1 - compute.weight) * strength, counted)
     per_token = (cost.value if cost.value is not None else cost.high) * 1e3
     return [
         clue(
@@ -187,16 +188,18 @@ def _room(f: Features) -> list[Clue]:
 
 def _phase(f: Features) -> list[Clue]:
     s = f.stressed
-    if s is None or s.prefill_busy is None or s.decode_busy is None or s.prefill_busy + s.decode_busy <= 0:
+    # Decode seconds are taken from the client's open streams: the engine adds its own only when an answer ends, which
+    # under overload is too late for the window.
+    if s is None or s.prefill_busy is None or s.prefill_busy + s.streams_mean <= 0 or f.streams_void:
         return []
-    share = s.prefill_busy / (s.prefill_busy + s.decode_busy)
+    share = s.prefill_busy / (s.prefill_busy + s.streams_mean)
     strength = ramp(share, RULE["phase_low"], RULE["phase_high"], -RULE.ln("odds_phase"), RULE.ln("odds_phase"))
     return [
         clue(
             "utilisation",
             strength,
-            f"slots spent {share:.0%} of their time on prompts, by the engine's own clock",
-            series=("engine.prefill_busy_s_total", "engine.decode_busy_s_total"),
+            f"slots spent {share:.0%} of their time on prompts, by the engine's prompt clock and the open streams",
+            series=("engine.prefill_busy_s_total",),
             observed=share,
             reference=RULE["phase_high"],
             unit="ratio",
