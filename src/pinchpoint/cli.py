@@ -128,7 +128,7 @@ def probe(
 
     keys = {"api_key_env": api_key_env, "api_key_file": str(api_key_file) if api_key_file else None}
     key = read_api_key(build_plan({"url": url, "seed": 0, **{k: v for k, v in keys.items() if v is not None}}))
-    facts = probe_service(url, model=model, api_key=key)
+    facts = probe_service(url, model=model, api_key=key, ca_file=str(ca_file) if ca_file else None)
     if as_json:
         _print_json({"schema": "pinchpoint.probe/1", **msgspec.to_builtins(facts)})
     else:

@@ -119,7 +119,7 @@ def run_live(
     resolve_lengths(plan.workload, None)
     _check_writable(out)
     on_progress(_probing())
-    facts = probe(plan.url, model=plan.model, api_key=api_key)
+    facts = probe(plan.url, model=plan.model, api_key=api_key, ca_file=plan.ca_file)
     if plan.metrics_url is not None:
         facts = msgspec.structs.replace(facts, metrics_url=plan.metrics_url)
     on_facts(facts)
@@ -172,6 +172,7 @@ def run_live(
                 server_pids=facts.server_pids,
                 client_pids=tuple(fleet.pids),
                 null_request_url=_join(facts.url, facts.health_path),
+                ca_file=plan.ca_file,
             ),
             api_key,
         )

@@ -7,6 +7,7 @@ be found out becomes one sentence in `unknown`; only what makes a test impossibl
 import msgspec
 
 from pinchpoint.errors import TargetError, UsageError
+from pinchpoint.fetch import tls_context
 from pinchpoint.model import Limits, TargetFacts
 from pinchpoint.probe.address import Address, parse_address
 from pinchpoint.probe.exchange import HTTP_OK, MAX_METRICS_BYTES, Exchange, Page, Unanswered
@@ -40,15 +41,23 @@ LIMIT_WORDS = {
 
 
 def probe(
-    url: str, *, model: str | None = None, api_key: str | None = None, timeout_s: float = DEFAULT_TIMEOUT_S
+    url: str,
+    *,
+    model: str | None = None,
+    api_key: str | None = None,
+    ca_file: str | None = None,
+    timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> TargetFacts:
     """Facts about the service at `url` (a base URL; /v1 or a full API path behind it is accepted).
 
-    `timeout_s` bounds each question but generations, which get 60 s. Raises TargetError when the service cannot be
-    reached, wants a key, refuses a one-token request or is no LLM service; UsageError for a bad URL or unknown model.
+    `timeout_s` bounds each question but generations, which get 60 s; `ca_file` adds a private authority. Raises
+    TargetError when the service cannot be reached or verified, wants a key, refuses a one-token request or is no LLM
+    service; UsageError for a bad URL or CA file or an unknown model.
     """
     address = parse_address(url)
-    exchange = Exchange(address, api_key, timeout_s)
+    # A bad CA file is told even for an http URL: the metrics page may be https.
+    tls = tls_context(ca_file) if ca_file is not None or address.scheme == "https" else None
+    exchange = Exchange(address, api_key, timeout_s, tls)
     signatures = load_signatures()
     unknown: list[str] = []
 

@@ -22,6 +22,7 @@ import msgspec
 from pinchpoint.catalog import load_catalog
 from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.errors import EXIT_OK, EXIT_USAGE, PinchpointError, UsageError
+from pinchpoint.fetch import tls_context
 from pinchpoint.model import SAMPLE_COLUMNS
 from pinchpoint.rundir import PartWriter
 from pinchpoint.telemetry.config import CollectorConfig, Reading, Source
@@ -82,15 +83,16 @@ def collect_source(source: Source, writer: PartWriter, stop: threading.Event, pe
 
 def sources(config: CollectorConfig, api_key: str | None) -> list[tuple[Source, float]]:
     """What the configuration asks for, each with its period."""
+    tls = tls_context(config.ca_file)
     chosen: list[tuple[Source, float]] = [(Host(), config.period_s)]
     if config.metrics_url is not None:
-        chosen.append((EnginePage(config.metrics_url, load_catalog(), api_key), config.period_s))
+        chosen.append((EnginePage(config.metrics_url, load_catalog(), api_key, tls), config.period_s))
     if config.server_pids:
         chosen.append((Server(config.server_pids), config.period_s))
     if config.client_pids:
         chosen.append((Client(config.client_pids), config.period_s))
     if config.null_request_url is not None:
-        chosen.append((NullRequest(config.null_request_url, api_key), NULL_PERIOD_S))
+        chosen.append((NullRequest(config.null_request_url, api_key, tls), NULL_PERIOD_S))
     return chosen
 
 

@@ -26,6 +26,8 @@ class CollectorConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The collector ends when this is no longer its parent."""
     stop_path: str | None = None
     """The collector ends when this file exists."""
+    ca_file: str | None = None
+    """PEM file of a private authority, for https URLs."""
     headers_env: str | None = None
     """Name of the environment variable that holds the API key."""
 

@@ -6,12 +6,13 @@ A value that cannot be one of its series (negative: exporters say -1 for "failed
 """
 
 import math
+import ssl
 from typing import NamedTuple
 
 from pinchpoint.catalog import Catalog, format_labels
 from pinchpoint.clock import NS_PER_S, monotonic_ns
+from pinchpoint.fetch import FetchError, bearer, get
 from pinchpoint.telemetry.config import Reading, event
-from pinchpoint.telemetry.fetch import FetchError, bearer, get
 from pinchpoint.telemetry.prometheus import MAX_HEADS, PrometheusParser
 
 SCRAPE_TIMEOUT_S = 5.0
@@ -33,9 +34,12 @@ class _Known(NamedTuple):
 class EnginePage:
     name = "engine"
 
-    def __init__(self, url: str, catalog: Catalog, api_key: str | None = None) -> None:
+    def __init__(
+        self, url: str, catalog: Catalog, api_key: str | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._url = url
         self._catalog = catalog
+        self._tls = tls
         self._headers = bearer(api_key)
         self._parser = PrometheusParser()
         self._known: dict[tuple[str, int], _Known] = {}
@@ -44,7 +48,7 @@ class EnginePage:
         """One scrape. Its instant is the middle between asking and having the answer, where the values were true."""
         asked_ns = monotonic_ns()
         try:
-            response = get(self._url, self._headers, SCRAPE_TIMEOUT_S, MAX_PAGE_BYTES)
+            response = get(self._url, self._headers, SCRAPE_TIMEOUT_S, MAX_PAGE_BYTES, self._tls)
         except FetchError as error:
             return monotonic_ns(), [event("scrape_failed", f"reason={error.reason}")]
         answered_ns = monotonic_ns()

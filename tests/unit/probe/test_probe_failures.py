@@ -2,7 +2,6 @@
 
 import json
 import socket
-import ssl
 import time
 from collections.abc import Callable
 
@@ -11,8 +10,8 @@ from fake_engine import Answer, FakeEngine, model_list
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pinchpoint import fetch
 from pinchpoint.errors import EXIT_UNREACHABLE, EXIT_USAGE, PinchpointError, TargetError, UsageError
-from pinchpoint.probe import exchange as exchange_module
 from pinchpoint.probe import local, probe
 from pinchpoint.probe.address import parse_address
 from pinchpoint.probe.exchange import Exchange, Page, Unanswered
@@ -127,14 +126,6 @@ def test_a_connection_closed_at_once_is_said(raw_server: StartRaw) -> None:
 def test_https_to_a_plain_port_suggests_http(engine: FakeEngine) -> None:
     with pytest.raises(TargetError, match="use http://"):
         probe(engine.url.replace("http://", "https://"))
-
-
-def test_an_untrusted_certificate_says_where_to_put_the_authority() -> None:
-    failed = ssl.SSLCertVerificationError(1, "self-signed certificate")
-    failed.verify_message = "self-signed certificate"
-    sentence = str(Exchange(parse_address("https://h"), None, 1.0)._unanswered(failed, 1.0, None))
-    assert "SSL_CERT_FILE" in sentence
-    assert "self-signed certificate" in sentence
 
 
 def test_a_redirect_names_where_to(engine: FakeEngine) -> None:
@@ -266,7 +257,7 @@ def test_limits_are_positive_numbers_or_unknown_whatever_the_pages_hold(content:
 
 
 def test_a_body_without_end_is_cut(engine: FakeEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange_module, "READ_BYTES", 100)
+    monkeypatch.setattr(fetch, "READ_BYTES", 100)
     engine.pages = {"/big": "x" * 10_000}
     page = Exchange(parse_address(engine.url), None, 2.0).get("/big", max_bytes=1000)
     assert (len(page.body), page.complete) == (1000, False)

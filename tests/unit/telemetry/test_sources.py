@@ -14,11 +14,11 @@ from fake_service import FakeService, answer
 
 from pinchpoint.catalog import load_catalog
 from pinchpoint.errors import UsageError
+from pinchpoint.fetch import FetchError, bearer, get
 from pinchpoint.telemetry import engine_page, null_request
 from pinchpoint.telemetry import process as process_source
 from pinchpoint.telemetry.config import Reading
 from pinchpoint.telemetry.engine_page import EnginePage
-from pinchpoint.telemetry.fetch import FetchError, bearer, get
 from pinchpoint.telemetry.host import Host, cpu_readings, named_counter, some_stall_s
 from pinchpoint.telemetry.null_request import NullRequest
 from pinchpoint.telemetry.process import Client, Server

@@ -1,0 +1,255 @@
+"""One bounded HTTP exchange on a new connection, and the TLS settings that every connection of ours uses.
+
+Not for load: nothing here scales. Not a general client: no redirects, no compression, no reuse of connections.
+The surprising thing: the connection is new every time on purpose. A watcher that keeps its connection would not
+notice a full accept queue, and could be pinned to the one idle worker process of several.
+"""
+
+import contextlib
+import errno
+import http.client
+import os
+import socket
+import ssl
+import threading
+import time
+from urllib.parse import quote, urlsplit
+
+import msgspec
+
+from pinchpoint.clock import NS_PER_S, monotonic_ns
+from pinchpoint.errors import UsageError
+
+READ_BYTES = 65_536
+EVENT_STREAM = "text/event-stream"
+DONE_MARK = b"data: [DONE]"
+"""End of an OpenAI stream; some servers keep the connection open behind it."""
+UNREACHABLE = (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.ENETDOWN, errno.EHOSTDOWN)
+NAME_MISMATCHES = (62, 64)
+"""X509_V_ERR_HOSTNAME_MISMATCH and X509_V_ERR_IP_ADDRESS_MISMATCH of OpenSSL's x509_vfy.h."""
+URL_CHARACTERS = "/%:@!$&'()*+,;=~?"
+"""Left as they are in a request target (RFC 3986, section 3.3, and "?"); the rest is percent-encoded."""
+
+
+class FetchError(Exception):
+    """No whole answer. `reason` is one word for a label, `detail` the system's words; neither holds a header.
+
+    Reasons: dns, refused, timeout, certificate, wrong_name (the certificate is for another host), tls, reset, not_http,
+    unreachable, network, too_large.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """`body` is cut at the cap, and then `complete` is False."""
+
+    status: int
+    headers: dict[str, str]
+    """Names in lower case."""
+    body: bytes
+    complete: bool
+    connect_s: float
+    """Name look-up, TCP connect and TLS handshake."""
+    total_s: float
+    """From the start of connecting to the last byte of the body."""
+
+
+def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
+    """Certificates are verified, always; `ca_file` (PEM) adds a private authority to the system's.
+
+    Raises UsageError when the file is missing or holds no certificate.
+    """
+    context = ssl.create_default_context()
+    context.set_alpn_protocols(["http/1.1"])
+    if ca_file is None:
+        return context
+    try:
+        context.load_verify_locations(cafile=os.path.expanduser(ca_file))  # noqa: PTH111 - OpenSSL wants a text
+    except ssl.SSLError:
+        raise UsageError(f"the CA file {ca_file} holds no certificate; give the authority's in PEM form") from None
+    except (OSError, ValueError) as error:
+        cause = getattr(error, "strerror", None) or "not a path"
+        raise UsageError(f"cannot read the CA file {ca_file}: {cause}; check --ca-file") from None
+    return context
+
+
+def bearer(api_key: str | None) -> dict[str, str]:
+    """The header that carries the key. Raises UsageError, without the key, when it cannot stand in a header."""
+    if api_key is None:
+        return {}
+    if not (api_key and api_key.isascii() and api_key.isprintable()):
+        raise UsageError("the API key holds characters that no HTTP header may carry; check where it is read from")
+    return {"Authorization": f"Bearer {api_key}"}
+
+
+def get(
+    url: str, headers: dict[str, str], timeout_s: float, max_bytes: int, tls: ssl.SSLContext | None = None
+) -> Answer:
+    """GET of a page that is of use only when it is whole. Raises as `exchange` does, and FetchError too_large."""
+    answer = exchange("GET", url, headers=headers, timeout_s=timeout_s, max_bytes=max_bytes, tls=tls)
+    if not answer.complete:
+        raise FetchError("too_large", f"more than {max_bytes} bytes")
+    return answer
+
+
+def exchange(
+    method: str,
+    url: str,
+    *,
+    headers: dict[str, str],
+    timeout_s: float,
+    max_bytes: int,
+    body: bytes | None = None,
+    tls: ssl.SSLContext | None = None,
+) -> Answer:
+    """One request and its answer. `timeout_s` bounds all of it but the name look-up, also against a trickle of bytes.
+
+    An event stream is read to its end mark. `tls` None: the system's authorities. Raises FetchError when no answer
+    came; UsageError for a URL that is none.
+    """
+    parts = urlsplit(url)
+    try:
+        port = parts.port
+    except ValueError:
+        port = -1
+    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+        raise UsageError(f"{url!r} is no http or https URL; give one like http://127.0.0.1:8000/metrics")
+    if parts.scheme == "https":
+        tls = tls or tls_context()
+        connection = http.client.HTTPSConnection(parts.hostname, port or http.client.HTTPS_PORT, context=tls)
+    else:
+        tls = None
+        connection = http.client.HTTPConnection(parts.hostname, port or http.client.HTTP_PORT)
+    path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=URL_CHARACTERS)
+    started_ns = monotonic_ns()
+    deadline = _Deadline(timeout_s)
+    try:
+        _connect(connection, tls, deadline)
+        connected_ns = monotonic_ns()
+        connection.request(method, path, body, {"Connection": "close", "Accept": "*/*", **headers})
+        response = connection.getresponse()
+        received, complete = _read(response, max_bytes)
+        ended_ns = monotonic_ns()
+        deadline.check()
+    except (OSError, http.client.HTTPException, UnicodeError) as error:
+        raise _explain(TimeoutError() if deadline.passed else error) from None
+    finally:
+        deadline.lift()
+        connection.close()
+    return Answer(
+        response.status,
+        {name.lower(): value for name, value in response.getheaders()},
+        received,
+        complete,
+        (connected_ns - started_ns) / NS_PER_S,
+        (ended_ns - started_ns) / NS_PER_S,
+    )
+
+
+def open_socket(host: str, port: int, deadline_s: float) -> socket.socket:
+    """A TCP connection to the first of the host's addresses that accepts one before `deadline_s` (time.monotonic).
+
+    Raises OSError of the last address tried (gaierror when there is none), UnicodeError for a text that is no name.
+    """
+    failure: OSError = TimeoutError()
+    for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            break
+        try:
+            opened = socket.socket(family, kind, protocol)
+        except OSError as error:  # a family that this host lacks
+            failure = error
+            continue
+        try:
+            opened.settimeout(left_s)
+            opened.connect(address)
+        except OSError as error:
+            opened.close()
+            failure = error
+            continue
+        return opened
+    raise failure
+
+
+class _Deadline:
+    """Hangs up when the time is over: a socket's own timeout starts again with every byte."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.at_s = time.monotonic() + timeout_s
+        self.passed = False
+        self._socket: socket.socket | None = None
+        self._timer = threading.Timer(timeout_s, self._hang_up)
+        self._timer.daemon = True
+        self._timer.start()
+
+    def watch(self, opened: socket.socket) -> None:
+        self._socket = opened
+        self.check()
+
+    def check(self) -> None:
+        if self.passed:
+            raise TimeoutError
+
+    def lift(self) -> None:
+        self._timer.cancel()
+
+    def _hang_up(self) -> None:
+        self.passed = True
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                # Not SSLSocket.shutdown: that one drops the TLS state under a read in another thread.
+                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+def _connect(connection: http.client.HTTPConnection, tls: ssl.SSLContext | None, deadline: _Deadline) -> None:
+    connection.sock = opened = open_socket(connection.host, connection.port, deadline.at_s)
+    if tls is not None:
+        connection.sock = opened = tls.wrap_socket(
+            opened, server_hostname=connection.host, do_handshake_on_connect=False
+        )
+    deadline.watch(opened)
+    opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if isinstance(opened, ssl.SSLSocket):
+        opened.do_handshake()
+
+
+def _read(response: http.client.HTTPResponse, max_bytes: int) -> tuple[bytes, bool]:
+    """The body up to the cap or the end mark of a stream, and whether that was all of it."""
+    streaming = response.headers.get_content_type() == EVENT_STREAM
+    body = bytearray()
+    while len(body) <= max_bytes:
+        block = response.read1(READ_BYTES)
+        if not block:
+            return bytes(body), True
+        body += block
+        if streaming and DONE_MARK in body[-len(block) - len(DONE_MARK) :]:
+            return bytes(body[:max_bytes]), len(body) <= max_bytes
+    return bytes(body[:max_bytes]), False
+
+
+def _explain(error: OSError | http.client.HTTPException | UnicodeError) -> FetchError:
+    if isinstance(error, TimeoutError):
+        return FetchError("timeout")
+    if isinstance(error, socket.gaierror):
+        return FetchError("dns", error.strerror or "no address")
+    if isinstance(error, UnicodeError):
+        return FetchError("dns", "not a host name")
+    if isinstance(error, ConnectionRefusedError):
+        return FetchError("refused")
+    if isinstance(error, ssl.SSLCertVerificationError):
+        reason = "wrong_name" if error.verify_code in NAME_MISMATCHES else "certificate"
+        return FetchError(reason, error.verify_message)
+    if isinstance(error, ssl.SSLError):
+        return FetchError("tls", error.reason or "handshake failed")
+    if isinstance(error, ConnectionError):  # http.client.RemoteDisconnected is one too
+        return FetchError("reset")
+    if isinstance(error, http.client.HTTPException):
+        return FetchError("not_http")
+    if error.errno in UNREACHABLE:
+        return FetchError("unreachable", error.strerror or "")
+    return FetchError("network", str(error))
