@@ -103,7 +103,7 @@ def loop_busy(features: Features) -> ValidityReason:
         return ValidityReason("loop-busy", "unknown", f"{name} was not recorded")
     text = f"the generator's loop was busy {busy:.0%} of the time in its busiest stage"
     if busy > LOOP_BUSY_INVALID_RATIO:
-        text += ": it had no time left to send and to read on time; use more workers"
+        text += ": it had no time left to send and to read on time; use a machine with more free cores"
         return ValidityReason("loop-busy", "invalid", text, busy, LOOP_BUSY_INVALID_RATIO, "ratio")
     level = "suspect" if busy > LOOP_BUSY_SUSPECT_RATIO else "ok"
     return ValidityReason("loop-busy", level, text, busy, LOOP_BUSY_SUSPECT_RATIO, "ratio")

@@ -89,13 +89,19 @@ def output_tokens(features: Features) -> ValidityReason:
 
 
 def prefix_cache(features: Features) -> ValidityReason:
-    """Share of prompt tokens that came from the engine's cache although the prompts are meant to be unique."""
+    """Share of prompt tokens that came from the engine's cache although the prompts are meant to be unique.
+
+    The chat template is the same for everybody, so as many cached tokens as it has are left out where that is known.
+    """
     r = features.view.requests
     known = np.isfinite(r.cached_tokens) & np.isfinite(r.input_tokens) & (r.status == "ok")
     share: float | None = None
     if known.any() and r.input_tokens[known].sum() > 0:
-        share = float(r.cached_tokens[known].sum() / r.input_tokens[known].sum())
+        template = features.facts.prompt_overhead_tokens or 0.0
+        repeated = np.maximum(r.cached_tokens[known] - template, 0.0)
+        share = float(repeated.sum() / r.input_tokens[known].sum())
         where = "the usage of the answers"
+        where += f", beyond {template:.0f} of the chat template" if template else ""
     else:
         whole = (-np.inf, np.inf)
         hits = features.view.increase("engine.prefix_hit_tokens_total", whole)

@@ -45,7 +45,6 @@ RULE = Rule(
             "run more API processes",
             {
                 "vllm": "--api-server-count 4",
-                "sglang": "--tokenizer-worker-num 4",
                 "tgi": "--validation-workers 8",
                 "any": "more workers of the HTTP server",
             },

@@ -6,7 +6,7 @@ How it shows       The checks of the measurement: send lag, loop busy time, drop
                    offered rate.
 Confused with      The service's own event loop (API001): there the null request slows down too and sends leave on
                    time.
-What to do         More worker processes, reserved cores, another machine for the generator.
+What to do         Reserved cores, another machine for the generator, a lower highest rate.
 Sources            Tene 2013 on coordinated omission; public reports of asyncio clients measured as server TTFT.
 """
 
@@ -28,11 +28,10 @@ RULE = Rule(
         "odds_ok": odds(100, "every check that could be made was passed"),
     },
     remedies=(
-        RemedySpec("use more worker processes, or lower the rate per host", {"any": "--workers N"}),
-        RemedySpec("run the generator on a machine of its own, or reserve cores for it"),
-        RemedySpec("find what this host sustains before the next run", {"any": "pinchpoint calibrate"}),
+        RemedySpec("run the generator on a machine of its own with more free cores, or reserve cores for it"),
+        RemedySpec("stay below the rate that this host can send", {"any": "--max-rate RPS"}),
     ),
-    confirm="Repeat with twice the workers: if latency falls at the same rate, it was the generator.",
+    confirm="Repeat from a faster or less busy machine: if latency falls at the same rate, it was the generator.",
 )
 
 

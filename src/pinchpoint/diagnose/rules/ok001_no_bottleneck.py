@@ -28,7 +28,7 @@ RULE = Rule(
         "odds_flat": odds(5),
         "odds_near": odds(3),
     },
-    remedies=(RemedySpec("test a higher rate to find the limit", {"any": "--max-rate RPS"}),),
+    remedies=(RemedySpec("test higher rates, for longer, to find the limit", {"any": "--max-rate RPS --budget 5m"}),),
     confirm="Raise the highest rate until an SLO fails.",
 )
 
