@@ -44,6 +44,17 @@ def test_fault_injected_by_mechanism_is_named_first(name: str, tmp_path: Path) -
     assert verdict.findings[0].probability > 0.5
 
 
+@pytest.mark.parametrize("name", ["slot-cap", "prefill-bound", "decode-bound", "rate-limit", "sse-buffering"])
+def test_fault_is_named_without_any_telemetry_but_less_surely(name: str, tmp_path: Path) -> None:
+    run = read_run(run_virtual(Plan(url="http://lab", seed=11, budget_s=90), name, tmp_path / "run"))
+    seen = judge(RunView(run)).findings[0]
+    blind_run = read_run(run.path)
+    blind_run._tables["telemetry"] = run.telemetry.slice(0, 0)
+    blind = judge(RunView(blind_run)).findings[0]
+    assert blind.rule == seen.rule == FAULTS[name].expected_rule
+    assert blind.probability <= seen.probability
+
+
 def test_healthy_service_below_its_limit_has_no_bottleneck(tmp_path: Path) -> None:
     run = run_virtual(Plan(url="http://lab", seed=11, budget_s=90, max_rate_rps=6), "none", tmp_path / "run")
     verdict = judge(RunView(read_run(run)))

@@ -78,6 +78,9 @@ def evaluate(f: Features) -> Outcome:
         return Outcome(missing=missing, not_evaluable=why)
     clues: list[Clue] = [*_pool(f, fitting), *_batch(f)]
     clues += [*queue_shape(f), *engine_queue(f, wanted=True), *no_preemption(f), *event_loop(f, wanted=False)]
+    if s.preemptions is None:
+        text = "whether running requests are evicted as well (KV001) cannot be told without the engine's counter"
+        clues.append(clue("eviction", 0.0, text, series=("engine.preemptions_total",)))
     return Outcome(tuple(clues), missing, values={"fitting": f"{fitting:.0f}"} if fitting else {})
 
 
