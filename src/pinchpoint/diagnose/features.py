@@ -34,6 +34,8 @@ LIGHT_LOAD_REQUESTS_MIN = 20
 LIGHT_LOAD_QUANTILE = 0.25
 BASE_REQUESTS_MIN = 8
 """A median of fewer is not steady enough to be the denominator of every growth factor."""
+BASE_RATE_MAX_RATIO = 1 / 3
+"""Light load is at most a third of the stressed rate: a queue adds half a service time there (M/M/1), or less."""
 STRESSED_REQUESTS_MIN = 20
 STRESSED_MIN_S = 4.0
 """Eight readings of gauges scraped twice a second."""
@@ -162,11 +164,13 @@ class Features:
 
     @cached_property
     def base(self) -> StageFeatures | None:
-        """Lightest passing stage with enough requests, else the warm-up, else the lightest of two or more."""
+        """Lightest passing stage that is light and has enough requests, else the warm-up, else the lightest of two."""
         passed = [s for s in self.tested if s.passed]
         warmup = [s for s in self.stages if s.stage.kind == "warmup"]
         lightest = self.tested[:1] if len(self.tested) > 1 else []
-        for stages in ([s for s in passed if s.requests >= BASE_REQUESTS_MIN][:1], warmup[-1:], passed[:1], lightest):
+        ceiling_rps = BASE_RATE_MAX_RATIO * self.stressed.offered_rps if self.stressed is not None else 0.0
+        light = [s for s in passed if s.requests >= BASE_REQUESTS_MIN and s.offered_rps <= ceiling_rps]
+        for stages in (light[:1], warmup[-1:], passed[:1], lightest):
             if stages:
                 return stages[0]
         return None
