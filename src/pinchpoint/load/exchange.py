@@ -8,6 +8,7 @@ When several events lie in one read, the stamp belongs to the last of them; the 
 `coalesced_count`, and the distance to the previous read bounds their error.
 """
 
+import math
 import re
 from typing import Any, Protocol
 
@@ -18,9 +19,15 @@ from pinchpoint.targets.sse import SseOverflowError, SseParser
 
 MAX_PLAIN_BODY_BYTES = 8 << 20
 """Bodies that are not streams are kept up to this size; the rest is counted and thrown away."""
+LAST_CHUNK = b"0\r\n\r\n"
+"""End of a chunked body (RFC 9112, section 7.1). A read shorter than that may be the rest of one that was split."""
 REJECTED_STATUSES = (429, 503)
 ERROR_TEXT_CHARS = 300
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+
+
+class _UnaskedAnswerError(Exception):
+    """Stops the HTTP parser, which hands it on as one of its own errors."""
 
 
 class Reader(Protocol):
@@ -121,7 +128,7 @@ class Exchange:
         """Keeps one read. True when the caller should call `advance` now, because the answer may have ended."""
         self._reads.append((data, stamp_ns))
         self.bytes_in += len(data)
-        return self.chunked is not True or data.endswith(b"0\r\n\r\n")
+        return self.chunked is not True or data.endswith(LAST_CHUNK) or len(data) < len(LAST_CHUNK)
 
     def advance(self) -> None:
         """Parses what was received so far. Sets `complete` when the answer has ended, `status` on a broken one."""
@@ -133,6 +140,9 @@ class Exchange:
             try:
                 self._http.feed_data(data)
             except httptools.HttpParserError as error:
+                if self.complete:
+                    self.keep_alive = False
+                    return
                 self.fail("transport_error", f"answer is not HTTP/1.1 ({_clean(str(error))})")
                 return
             if self._events_in_read > 1:
@@ -164,6 +174,10 @@ class Exchange:
 
     # -- httptools callbacks ---------------------------------------------------------------------------------------
 
+    def on_message_begin(self) -> None:
+        if self.complete:  # a second answer to one request: it belongs to nothing, and must not change this one
+            raise _UnaskedAnswerError
+
     def on_header(self, name: bytes, value: bytes) -> None:
         lowered = name.lower()
         if lowered == b"content-type":
@@ -174,9 +188,10 @@ class Exchange:
             self._body_length = int(value) if value.isdigit() else None
         elif lowered == b"retry-after":
             try:
-                self.retry_after_s = float(value)
-            except ValueError:
-                self.retry_after_s = None
+                seconds = float(value)
+            except ValueError:  # it may be a date
+                return
+            self.retry_after_s = seconds if math.isfinite(seconds) and seconds >= 0 else None
 
     def on_headers_complete(self) -> None:
         self.http_status = self._http.get_status_code()

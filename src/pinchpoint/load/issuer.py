@@ -20,23 +20,24 @@ from collections.abc import Callable
 from typing import Protocol
 
 from pinchpoint.clock import NS_PER_S, monotonic_ns
-from pinchpoint.load.exchange import Exchange
+from pinchpoint.load.exchange import Exchange, Reader
 from pinchpoint.load.messages import Intent, Timeouts
 from pinchpoint.load.timer import AbsoluteTimer
-from pinchpoint.load.wire import SO_TIMESTAMPNS, Address, Connection, WallOffset, explain
+from pinchpoint.load.wire import OURS, SO_TIMESTAMPNS, Address, Connection, WallOffset, explain
 
 WALL_REFRESH_NS = NS_PER_S // 10
 PARSE_PERIOD_NS = NS_PER_S // 10
 """Streams in flight are parsed this often, so that first tokens are known while they last."""
 RESERVED_FILES = 64
 """Descriptors left for everything that is not a load connection."""
+HTTP_OK = 200
+HTTP_REDIRECT = 300
+STALE_WINDOW_NS = NS_PER_S
+"""A close that was already under way when the request went out arrives within one round trip; a second is ample."""
 
 
-class Target(Protocol):
+class Target(Reader, Protocol):
     path: str
-
-    def parse_event(self, event: bytes, data: bytes): ...
-    def parse_answer(self, body: bytes): ...
 
 
 class Issuer:
@@ -76,10 +77,11 @@ class Issuer:
         self._waiting: dict[int, Exchange] = {}
         """fd -> exchange whose bytes go out once its connection is open."""
         self._numbers = 0
-        self._due: list[tuple[int, int, Intent]] = []
-        self._later: dict[int, deque[Intent]] = {}
+        self._due: list[tuple[int, int, int, Intent]] = []
+        """Heap of (instant, request_id, stage, intent)."""
+        self._later: dict[int, deque[tuple[int, Intent]]] = {}
+        """session_id of a closed-loop user -> (stage, intent) of the requests that wait for an answer."""
         self._stage_of: dict[int, int] = {}
-        self._stage = 0
         self._next_parse_ns = self._next_wall_ns = self._next_timeout_ns = 0
         self._limit_connections = _raise_file_limit() - RESERVED_FILES
         self.poll_ns = 0
@@ -106,15 +108,14 @@ class Issuer:
 
     def start(self, stage: int, t0_ns: int, intents: list[Intent]) -> None:
         """Adds a step. Open-loop requests are due at t0 + offset; of closed-loop users the first request at t0."""
-        self._stage = stage
         for intent in intents:
             if intent.offset_ns is not None:
-                self._due.append((t0_ns + intent.offset_ns, intent.request_id, intent))
+                self._due.append((t0_ns + intent.offset_ns, intent.request_id, stage, intent))
             elif intent.session_id in self._later:
-                self._later[intent.session_id].append(intent)
+                self._later[intent.session_id].append((stage, intent))
             else:
                 self._later[intent.session_id] = deque()
-                self._due.append((t0_ns, intent.request_id, intent))
+                self._due.append((t0_ns, intent.request_id, stage, intent))
         heapq.heapify(self._due)
 
     def stop_issue(self) -> None:
@@ -139,8 +140,8 @@ class Issuer:
         """Issues what is due, waits for the next event or `until_ns`, handles what came."""
         now_ns = monotonic_ns()
         while self._due and self._due[0][0] <= now_ns:
-            due_ns, _, intent = heapq.heappop(self._due)
-            self._issue(intent, due_ns)
+            due_ns, _, stage, intent = heapq.heappop(self._due)
+            self._issue(intent, due_ns, stage)
             now_ns = monotonic_ns()
         wake_ns = min(until_ns, self._due[0][0]) if self._due else until_ns
         timeout_s = max(wake_ns - now_ns, 0) / NS_PER_S
@@ -151,6 +152,7 @@ class Issuer:
         events = self._epoll.poll(timeout_s)
         after_ns = monotonic_ns()
         self.poll_ns += after_ns - before_ns
+        self._wall.notice_step()
         for fd, mask in events:
             if fd == self._timer.fd:
                 self._timer.clear()
@@ -175,10 +177,10 @@ class Issuer:
 
     # -- issuing ---------------------------------------------------------------------------------------------------
 
-    def _issue(self, intent: Intent, due_ns: int) -> None:
+    def _issue(self, intent: Intent, due_ns: int, stage: int) -> None:
         exchange = Exchange(intent, due_ns, self._target)
         self.in_flight[intent.request_id] = exchange
-        self._stage_of[intent.request_id] = self._stage
+        self._stage_of[intent.request_id] = stage
         if self._idle:
             connection = self._idle.pop()
             connection.exchange = exchange
@@ -195,8 +197,7 @@ class Issuer:
         try:
             connection = Connection(self._address, self._numbers, self._tls)
         except OSError as error:
-            ours = error.errno in (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL)
-            exchange.fail("dropped" if ours else "transport_error", explain(error))
+            exchange.fail("dropped" if error.errno in OURS else "transport_error", explain(error))
             exchange.end_ns = monotonic_ns()
             self._done(exchange)
             return
@@ -243,38 +244,48 @@ class Issuer:
         read = connection.read(self._wall)
         if connection.state == "open":
             self._send_waiting(connection)  # a TLS handshake ends on a read
+        if connection.state == "closed":
+            return
         if connection.wants_write:
             self._epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT)
         if read is None:
             return
-        data, stamp_ns, kernel = read
         exchange = connection.exchange
         if exchange is None:
             self._drop(connection)  # an idle connection was closed, or spoke out of turn
             return
-        if not data:
+        if not read[0]:
             exchange.closed(monotonic_ns())
             if not exchange.complete and self._retry_stale(connection, exchange):
                 return
             self._finish(connection, exchange)
             return
+        if self._receive(exchange, read):
+            exchange.advance()
+        if connection.peer_closed:
+            exchange.closed(monotonic_ns())
+        if exchange.complete or exchange.status is not None:
+            self._finish(connection, exchange)
+
+    def _receive(self, exchange: Exchange, read: tuple[bytes, int, bool]) -> bool:
+        data, stamp_ns, kernel = read
         if kernel:
             exchange.stamps_kernel += 1
         else:
             exchange.stamps_user += 1
         exchange.stamp_error_ns = self._wall.error_ns
-        if exchange.receive(data, stamp_ns):
-            exchange.advance()
-            if exchange.complete or exchange.status is not None:
-                self._finish(connection, exchange)
+        return exchange.receive(data, stamp_ns)
 
     def _retry_stale(self, connection: Connection, exchange: Exchange) -> bool:
         """A kept-alive connection that the peer closed before any byte of the answer: sent once more on a new one.
 
         The race is part of HTTP/1.1 keep-alive (RFC 9112, 9.3.1) and says nothing about the service; the latency keeps
-        counting from the scheduled instant, so nothing is hidden.
+        counting from the scheduled instant, so nothing is hidden. A service that closes later than such a race can
+        last has failed, and asking it again would double the load.
         """
-        if connection.requests < 2 or exchange.bytes_in:
+        if connection.requests < 2 or exchange.bytes_in or exchange.sent_ns is None:
+            return False
+        if monotonic_ns() - exchange.sent_ns > STALE_WINDOW_NS:
             return False
         row, scheduled_ns = exchange.row, exchange.scheduled_ns
         self._drop(connection)
@@ -288,18 +299,31 @@ class Issuer:
         if exchange is None:
             self._drop(connection)
             return
+        if connection.state == "open" and not isinstance(error, ssl.SSLError):
+            self._read_rest(connection, exchange)
         exchange.advance()
         if not exchange.complete:
             if error.errno in (errno.ECONNRESET, errno.EPIPE) and self._retry_stale(connection, exchange):
                 return
-            status = "truncated" if exchange.http_status == 200 else "transport_error"
-            exchange.fail(status, explain(error))
+            if exchange.http_status is None:
+                exchange.fail("transport_error", explain(error))
+            elif HTTP_OK <= exchange.http_status < HTTP_REDIRECT:
+                exchange.fail("truncated", explain(error))
+            else:
+                exchange.closed(monotonic_ns())  # a refusal is one, even when its text was cut off
         self._finish(connection, exchange)
+
+    def _read_rest(self, connection: Connection, exchange: Exchange) -> None:
+        """What the service said before the connection broke under our sending, such as an early 413 or 429."""
+        with contextlib.suppress(OSError):
+            while (read := connection.read(self._wall)) is not None and read[0]:
+                self._receive(exchange, read)
 
     def _finish(self, connection: Connection, exchange: Exchange) -> None:
         connection.exchange = None
         self._waiting.pop(connection.fd, None)
-        if exchange.complete and exchange.keep_alive and connection.state == "open":
+        whole = exchange.complete and not connection.wants_write  # else the rest of the request is still to go out
+        if whole and exchange.keep_alive and connection.state == "open" and not connection.peer_closed:
             self._idle.append(connection)
         else:
             self._drop(connection)
@@ -310,12 +334,14 @@ class Issuer:
     def _done(self, exchange: Exchange) -> None:
         intent = exchange.row
         self.in_flight.pop(intent.request_id, None)
-        self._on_done(exchange, self._stage_of.pop(intent.request_id, self._stage))
-        following = self._later.get(intent.session_id)
+        self._on_done(exchange, self._stage_of.pop(intent.request_id))
+        following = self._later.get(intent.session_id) if intent.offset_ns is None else None
         if following:
-            upcoming = following.popleft()
+            stage, upcoming = following.popleft()
             due_ns = (exchange.end_ns or monotonic_ns()) + upcoming.think_ns
-            heapq.heappush(self._due, (due_ns, upcoming.request_id, upcoming))
+            heapq.heappush(self._due, (due_ns, upcoming.request_id, stage, upcoming))
+        elif following is not None:
+            del self._later[intent.session_id]  # the user is done; in a later step the number means a new one
 
     def _drop(self, connection: Connection) -> None:
         self._connections.pop(connection.fd, None)
@@ -344,14 +370,16 @@ class Issuer:
             exchange = connection.exchange
             if exchange is None:
                 continue
-            age_ns = now_ns - exchange.scheduled_ns
-            if exchange.sent_ns is None and age_ns > connect_ns:
+            if exchange.sent_ns is None and now_ns - connection.opened_ns > connect_ns:
                 exchange.fail("transport_error", f"no connection within {self._timeouts.connect_s:g} s")
-            elif age_ns > total_ns:
-                exchange.fail("timeout", f"no whole answer within {self._timeouts.total_s:g} s")
+            elif now_ns - exchange.scheduled_ns > total_ns:
+                exchange.advance()
+                if not exchange.complete:
+                    exchange.fail("timeout", f"no whole answer within {self._timeouts.total_s:g} s")
             else:
                 continue
-            exchange.end_ns = now_ns
+            if not exchange.complete:
+                exchange.end_ns = now_ns
             self._finish(connection, exchange)
 
 

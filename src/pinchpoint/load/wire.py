@@ -11,11 +11,17 @@ import errno
 import socket
 import ssl
 import struct
+import time
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
+from urllib.parse import quote, urlsplit
 
 from pinchpoint.clock import NS_PER_S, monotonic_ns, realtime_offset_ns
 from pinchpoint.errors import TargetError, UsageError
+from pinchpoint.fetch import URL_CHARACTERS, open_socket
+
+if TYPE_CHECKING:
+    from pinchpoint.load.exchange import Exchange
 
 SO_TIMESTAMPNS = getattr(socket, "SO_TIMESTAMPNS", 35)
 SCM_TIMESTAMPNS = SO_TIMESTAMPNS
@@ -23,6 +29,12 @@ _TIMESPEC = struct.Struct("qq")
 _ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESPEC.size)
 READ_BYTES = 256 * 1024
 _IN_PROGRESS = (0, errno.EINPROGRESS, errno.EALREADY, errno.EWOULDBLOCK)
+OURS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
+"""Errors of connecting that say something of this host and nothing of the service."""
+CHOOSE_TIMEOUT_S = 5.0
+"""For finding out which of a name's addresses the service listens on; the probe has just talked to one."""
+STEP_NS = 1_000_000
+"""The wall clock was stepped when its offset differs by so much: slewing moves it 50 us in a tenth of a second."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +50,34 @@ class Address:
 
 
 def resolve(url: str) -> Address:
-    """Raises UsageError for a URL that cannot be used, TargetError when its name does not resolve."""
+    """Raises UsageError for a URL that cannot be used, TargetError when its name does not resolve.
+
+    Of a name with several addresses (localhost is often ::1 and 127.0.0.1) the first that accepts a connection is
+    taken, the first of all when none does.
+    """
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"{url!r} is not an http or https URL; write for example http://127.0.0.1:8000")
     tls = parts.scheme == "https"
     try:
         port = parts.port or (443 if tls else 80)
-        found = socket.getaddrinfo(parts.hostname, port, type=socket.SOCK_STREAM)
     except ValueError:
         raise UsageError(f"{url!r} has no usable port; write a number from 1 to 65535") from None
+    try:
+        host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode("ascii")
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    except UnicodeError:
+        raise UsageError(f"{parts.hostname!r} is not a host name; check its spelling") from None
     except OSError as error:
         raise TargetError(f"cannot resolve {parts.hostname}: {error.strerror}; check the host name") from None
     family, _, _, _, sockaddr = found[0]
-    prefix = parts.path.rstrip("/").removesuffix("/v1")
-    return Address(family, sockaddr, parts.netloc.rpartition("@")[2], parts.hostname, tls, prefix)
+    if len(found) > 1:
+        with contextlib.suppress(OSError), open_socket(host, port, time.monotonic() + CHOOSE_TIMEOUT_S) as accepted:
+            family, sockaddr = accepted.family, accepted.getpeername()
+    prefix = quote(parts.path.rstrip("/").removesuffix("/v1"), safe=URL_CHARACTERS)
+    bracketed = f"[{host}]" if ":" in host else host
+    host_header = bracketed if parts.port is None else f"{bracketed}:{parts.port}"
+    return Address(family, sockaddr, host_header, host, tls, prefix)
 
 
 class WallOffset:
@@ -65,11 +90,17 @@ class WallOffset:
     def refresh(self) -> None:
         self.offset_ns, self.error_ns = realtime_offset_ns(samples=3)
 
+    def notice_step(self) -> None:
+        """Cheap enough to call before every batch of reads, so that a step spoils the stamps of one batch at most."""
+        if abs(time.time_ns() - time.monotonic_ns() - self.offset_ns) > STEP_NS:
+            self.refresh()
+
 
 class Connection:
     """One client connection. Nothing blocks; methods raise OSError (incl. ssl.SSLError) when it breaks.
 
-    state: connecting -> (handshake ->) open. `exchange` is set by the loop while a request is in flight.
+    state: connecting -> (handshake ->) open -> closed. `exchange` is set by the loop while a request is in flight.
+    `peer_closed`: TLS said that nothing more will come; the TCP connection may outlive that by tens of seconds.
     """
 
     __slots__ = (
@@ -82,6 +113,8 @@ class Connection:
         "exchange",
         "fd",
         "number",
+        "opened_ns",
+        "peer_closed",
         "requests",
         "state",
     )
@@ -95,8 +128,10 @@ class Connection:
         self.fd = self._sock.fileno()
         self.number = number
         self.requests = 0
-        self.exchange = None
+        self.exchange: Exchange | None = None
+        self.opened_ns = monotonic_ns()
         self.connected_ns: int | None = None
+        self.peer_closed = False
         self.state = "connecting"
         self._pending = b""
         self._tls: ssl.SSLObject | None = None
@@ -132,6 +167,10 @@ class Connection:
             self._tls.do_handshake()
         except ssl.SSLWantReadError:
             pass
+        except ssl.SSLError:
+            with contextlib.suppress(OSError):  # the alert tells the service why; our own error says it here
+                self._sock.send(self._outgoing.read())
+            raise
         else:
             self._opened()
         self._pending += self._outgoing.read()
@@ -179,38 +218,29 @@ class Connection:
         return (plain, stamp_ns, kernel) if plain is not None else None
 
     def _decrypt(self) -> bytes | None:
-        """Decrypted bytes; None when the record is not whole yet; b"" when TLS was closed."""
+        """Decrypted bytes; None when the record is not whole yet; b"" when TLS was closed and nothing came before."""
         assert self._tls is not None
         parts: list[bytes] = []
-        while True:
+        while not self.peer_closed:
             try:
                 part = self._tls.read(READ_BYTES)
             except ssl.SSLWantReadError:
-                break
+                return b"".join(parts) if parts else None
             except ssl.SSLZeroReturnError:
-                return b"".join(parts)
-            if not part:
-                return b"".join(parts)
+                part = b""
+            self.peer_closed = not part
             parts.append(part)
-        return b"".join(parts) if parts else None
+        return b"".join(parts)
 
     def close(self) -> None:
         self._sock.close()
         self.state = "closed"
 
 
-def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
-    """Certificates are verified, always; `ca_file` adds a private authority."""
-    try:
-        return ssl.create_default_context(cafile=ca_file)
-    except (OSError, ssl.SSLError) as error:
-        raise UsageError(f"cannot use the CA file {ca_file}: {error}") from None
-
-
 def explain(error: OSError) -> str:
     """A short cause for a broken connection, the same words on every platform."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return f"TLS certificate not accepted: {error.verify_message}"
+        return f"TLS certificate not accepted ({error.verify_message}); a private authority is given with --ca-file"
     if isinstance(error, ssl.SSLError):
         return f"TLS failed: {error.reason or error}"
     causes = {
@@ -223,5 +253,7 @@ def explain(error: OSError) -> str:
         errno.EADDRNOTAVAIL: "no free local port",
         errno.EMFILE: "too many open files on this host",
         errno.ENFILE: "too many open files on this host",
+        errno.ENOBUFS: "no memory for sockets on this host",
+        errno.ENOMEM: "no memory for sockets on this host",
     }
     return causes.get(error.errno or 0, str(error))

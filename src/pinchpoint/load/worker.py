@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from pinchpoint.clock import NS_PER_S, monotonic_ns
+from pinchpoint.fetch import tls_context
 from pinchpoint.load.exchange import Exchange
 from pinchpoint.load.issuer import Issuer
 from pinchpoint.load.messages import Outcome, Pending, StepOrder, Update, WorkerConfig
-from pinchpoint.load.wire import tls_context
 from pinchpoint.model import RECORD_COLUMNS, SAMPLE_COLUMNS
 from pinchpoint.rundir import PartWriter
 from pinchpoint.targets.openai import OpenAITarget
@@ -35,7 +35,7 @@ def work(pipe: Pipe) -> None:
     try:
         config: WorkerConfig = pipe.recv()
         _Worker(config, pipe).run()
-    except (EOFError, BrokenPipeError):
+    except (EOFError, ConnectionError):
         return  # the controller is gone; the part files are already whole
 
 
