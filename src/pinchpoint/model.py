@@ -277,6 +277,8 @@ class Manifest(msgspec.Struct):
     clock: dict[str, Any]
     files: dict[str, dict[str, Any]]
     """name -> {rows, bytes, sha256}; filled when sealed."""
+    command: tuple[str, ...] = ()
+    """Words of the command line that made the run. Keys are never given as flags, so it holds none."""
 
 
 SCHEDULE_COLUMNS: dict[str, str] = {

@@ -6,6 +6,7 @@ An unknown key is an error, because a misspelt limit that is silently ignored is
 import tomllib
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -118,9 +119,15 @@ def build_plan(values: dict[str, Any], where: str = "the command line") -> Plan:
         (not plan.stages and plan.budget_s < MIN_BUDGET_S, f"budget must be at least {MIN_BUDGET_S:g} s"),
         (plan.timeout_s <= 0, "timeout must be above 0"),
         (plan.max_rate_rps is not None and plan.max_rate_rps <= 0, "max_rate must be above 0"),
-        ((plan.workload.input_tokens or 1) < 1, "workload.input_tokens must be at least 1"),
-        ((plan.workload.output_tokens or 1) < 1, "workload.output_tokens must be at least 1"),
-        (plan.workload.input_tokens == 0 or plan.workload.output_tokens == 0, "workload token counts must be above 0"),
+        (plan.workload.input_tokens is not None and plan.workload.input_tokens < 1, "input_tokens must be at least 1"),
+        (
+            plan.workload.output_tokens is not None and plan.workload.output_tokens < 1,
+            "output_tokens must be at least 1",
+        ),
+        (
+            "@" in urlsplit(plan.url).netloc,
+            "the URL holds a user or key, which would end up in logs; give the key with --api-key-env or --api-key-file",
+        ),
         (bool(plan.api_key_env and plan.api_key_file), "give api_key_env or api_key_file, not both"),
     ]
     for i, stage in enumerate(plan.stages):

@@ -52,7 +52,14 @@ class Recorder:
 
 
 def new_manifest(
-    plan: Plan, facts: TargetFacts, run_id: str, *, t0_ns: int, started_wall: str, virtual: bool
+    plan: Plan,
+    facts: TargetFacts,
+    run_id: str,
+    *,
+    t0_ns: int,
+    started_wall: str,
+    virtual: bool,
+    command: Sequence[str] = (),
 ) -> Manifest:
     offset_ns, error_ns = realtime_offset_ns()
     process = psutil.Process()
@@ -83,4 +90,5 @@ def new_manifest(
         host=host,
         clock={"realtime_minus_monotonic_ns": offset_ns, "error_ns": error_ns} if not virtual else {},
         files={},
+        command=tuple(command),
     )

@@ -30,6 +30,8 @@ class ScriptedServer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes accept(); a blocked one would keep the port open
         self._listener.close()
         with self._lock:
             for connection in self._open:

@@ -1,0 +1,127 @@
+"""Statistics against scipy and against their own promises."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as oracle
+
+from pinchpoint.stats import (
+    SequentialBinomial,
+    binomial_interval,
+    effective_ratio,
+    is_stationary,
+    linear_fit,
+    quantile,
+    quantile_interval,
+)
+
+
+def test_a_quantile_of_too_few_values_is_not_given() -> None:
+    assert quantile(np.arange(39.0), 0.95) is None
+    assert quantile(np.arange(40.0), 0.95) == pytest.approx(37.05)
+    assert quantile(np.empty(0), 0.5) is None
+
+
+def test_quantile_interval_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(1)
+    truth = -math.log(0.05)  # p95 of the exponential
+    covered = 0
+    for _ in range(400):
+        interval = quantile_interval(rng.exponential(1, 200), 0.95)
+        assert interval is not None
+        covered += interval[0] <= truth <= interval[1]
+    assert covered / 400 >= 0.93
+
+
+def test_quantile_interval_does_not_exist_for_small_samples() -> None:
+    assert quantile_interval(np.arange(20.0), 0.95) is None
+
+
+@given(st.integers(0, 200), st.integers(0, 200))
+def test_binomial_interval_is_clopper_pearson(successes: int, failures: int) -> None:
+    n = successes + failures
+    low, high = binomial_interval(successes, n)
+    if n:
+        expected = oracle.binomtest(successes, n).proportion_ci(0.95, "exact")
+        assert (low, high) == (pytest.approx(expected.low), pytest.approx(expected.high))
+    else:
+        assert (low, high) == (0.0, 1.0)
+
+
+def decisions(true_share: float, *, runs: int, length: int, seed: int) -> list[str]:
+    """What the sequential test says when one looks after every single request and stops at the first decision."""
+    rng = np.random.default_rng(seed)
+    results = []
+    for _ in range(runs):
+        test = SequentialBinomial(0.05, 0.05)
+        for miss in rng.random(length) < true_share:
+            test.add(int(miss), 1)
+            if test.decision != "undecided":
+                break
+        results.append(test.decision)
+    return results
+
+
+def test_looking_after_every_request_keeps_the_error_below_alpha() -> None:
+    at_the_limit = decisions(0.05, runs=400, length=400, seed=2)
+    assert at_the_limit.count("pass") + at_the_limit.count("fail") <= 0.05 * 400 + 3 * math.sqrt(400 * 0.05 * 0.95)
+
+
+def test_clearly_good_and_clearly_bad_services_are_told_apart() -> None:
+    assert set(decisions(0.0, runs=1, length=100, seed=3)) == {"pass"}
+    assert set(decisions(0.5, runs=50, length=100, seed=4)) == {"fail"}
+
+
+def test_the_price_of_a_percentile_is_the_smallest_clean_sample_that_passes() -> None:
+    n = SequentialBinomial.requests_to_pass(0.05, 0.05)
+    for count, expected in ((n, "pass"), (n - 1, "undecided")):
+        test = SequentialBinomial(0.05, 0.05)
+        test.add(0, count)
+        assert test.decision == expected
+    assert SequentialBinomial.requests_to_pass(0.01, 0.05) > 4 * n
+
+
+def test_misses_in_runs_count_less_than_scattered_ones() -> None:
+    scattered = [i % 5 == 0 for i in range(100)]
+    in_one_run = [i < 20 for i in range(100)]
+    assert effective_ratio(scattered) == 1.0
+    assert effective_ratio(in_one_run) < 0.1
+    assert effective_ratio([True] * 50) == 1.0
+    assert effective_ratio([]) == 1.0
+
+
+def test_effective_number_matches_the_variance_of_an_autoregressive_mean() -> None:
+    rng = np.random.default_rng(5)
+    share, stay = 0.3, 0.6  # a two-state chain whose lag-1 autocorrelation is `stay`
+    means, ratios = [], []
+    for _ in range(300):
+        state = rng.random() < share
+        chain = []
+        for _ in range(400):
+            if rng.random() > stay:
+                state = rng.random() < share
+            chain.append(bool(state))
+        means.append(np.mean(chain))
+        ratios.append(effective_ratio(chain))
+    effective_n = share * (1 - share) / np.var(means)
+    assert np.mean(ratios) * 400 == pytest.approx(effective_n, rel=0.25)
+
+
+def test_noise_is_stationary_and_a_warming_service_is_not() -> None:
+    rng = np.random.default_rng(6)
+    assert is_stationary(rng.normal(1.0, 0.05, 20).tolist())
+    assert not is_stationary([3.0, 2.5, 2.2, 2.0, 1.4, 1.2, 1.1, 1.0, 1.0, 1.0])
+    assert not is_stationary([1.0, 1.0])
+
+
+@settings(max_examples=30)
+@given(st.floats(-5, 5), st.floats(-5, 5))
+def test_a_line_is_found_again(intercept: float, slope: float) -> None:
+    x = np.arange(10.0)
+    fit = linear_fit(x, intercept + slope * x)
+    assert fit is not None
+    assert fit == (pytest.approx(intercept, abs=1e-6), pytest.approx(slope, abs=1e-6))
+    assert linear_fit(np.ones(5), np.arange(5.0)) is None
