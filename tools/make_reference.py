@@ -73,7 +73,9 @@ def matched(what: str, names: list[str], noted: dict[str, Any]) -> None:
     """Every name has a note and every note a name."""
     missing, stale = set(names) - set(noted), set(noted) - set(names)
     if missing or stale:
-        raise DocsError(f"reference_notes.toml, {what}: no note for {sorted(missing)}, nothing left for {sorted(stale)}")
+        raise DocsError(
+            f"reference_notes.toml, {what}: no note for {sorted(missing)}, nothing left for {sorted(stale)}"
+        )
 
 
 def class_fields(module: Any, name: str) -> tuple[str, list[tuple[str, str, str | None, str]]]:
@@ -173,7 +175,9 @@ def columns_block(name: str, columns: dict[str, str]) -> str:
     for column, kind in columns.items():
         unit, meaning, *null = noted[column]
         if kind.endswith("?") != bool(null):
-            raise DocsError(f"reference_notes.toml, columns.{name}.{column}: a third text if and only if it may be null")
+            raise DocsError(
+                f"reference_notes.toml, columns.{name}.{column}: a third text if and only if it may be null"
+            )
         rows.append([f"`{column}`", f"`{kind.rstrip('?')}`", unit, meaning, null[0] if null else "never null"])
     return table(["column", "type", "unit", "meaning", "null means"], rows)
 
@@ -207,7 +211,11 @@ def resolved(default: str) -> str:
     if isinstance(value, int | float):
         return f"`{value:g}`"
     empty = {"()": "empty", "''": "empty", "None": "none", "True": "true", "False": "false"}
-    return "see below" if default.endswith(")") and default != "()" else empty.get(default, f"`{default}`".replace("'", '"'))
+    return (
+        "see below"
+        if default.endswith(")") and default != "()"
+        else empty.get(default, f"`{default}`".replace("'", '"'))
+    )
 
 
 def series_block(layer: str) -> str:
@@ -215,8 +223,12 @@ def series_block(layer: str) -> str:
     rows = []
     for entry in raw["series"]:
         if entry["layer"] == layer:
-            spelt = "; ".join(f"{engine}: {', '.join(map(alias_text, names))}" for engine, names in entry.get("aliases", {}).items())
-            rows.append([f"`{entry['name']}`", entry["unit"], entry["kind"], entry["role"], entry["description"], spelt])
+            spelt = "; ".join(
+                f"{engine}: {', '.join(map(alias_text, names))}" for engine, names in entry.get("aliases", {}).items()
+            )
+            rows.append(
+                [f"`{entry['name']}`", entry["unit"], entry["kind"], entry["role"], entry["description"], spelt]
+            )
     return table(["series", "unit", "kind", "role", "what it is", "exposed as"], rows)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pinchpoint.errors import EXIT_OK, PinchpointError
 
+_PINCHPOINT = (sys.executable, "-m", "pinchpoint")
 LAB_READY_S = 15.0
 STOP_TIMEOUT_S = 5.0
 
@@ -26,16 +27,16 @@ def run_demo(*, fault: str, budget: str, seed: int | None, out: Path | None) -> 
     seed = seed if seed is not None else random.SystemRandom().randrange(1, 2**31)
     with tempfile.TemporaryDirectory(prefix="pinchpoint-demo-") as directory:
         truth_path = Path(directory) / "truth.json"
+        hidden = ["--fault", fault, "--seed", str(seed), "--truth-file", str(truth_path)]
         lab = subprocess.Popen(
-            [sys.executable, "-m", "pinchpoint", "lab", "serve", "--fault", fault, "--port", "0"]
-            + ["--seed", str(seed), "--truth-file", str(truth_path), "--json"],
+            [*_PINCHPOINT, "lab", "serve", "--port", "0", "--json", *hidden],
             stdout=subprocess.PIPE,
             text=True,
         )
         try:
             url = _await_url(lab)
             print(f"The lab serves at {url} with one hidden bottleneck. Running: pinchpoint run {url}\n", flush=True)
-            command = [sys.executable, "-m", "pinchpoint", "run", url, "--budget", budget, "--seed", str(seed)]
+            command = [*_PINCHPOINT, "run", url, "--budget", budget, "--seed", str(seed)]
             if out is not None:
                 command += ["--out", str(out)]
             code = subprocess.run(command, check=False).returncode

@@ -111,12 +111,12 @@ def exchange(
     An event stream is read to its end mark. `tls` None: the system's authorities. Raises FetchError when no answer
     came; UsageError for a URL that is none.
     """
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         port = parts.port
     except ValueError:
-        port = -1
-    if parts.scheme not in ("http", "https") or not parts.hostname or port == -1:
+        parts, port = urlsplit(""), None
+    if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"{url!r} is no http or https URL; give one like http://127.0.0.1:8000/metrics")
     if parts.scheme == "https":
         tls = tls or tls_context()

@@ -64,7 +64,7 @@ def _decided(result: StageResult, slos: Sequence[Slo], unsustained: frozenset[in
     """The stage with its decision for these SLOs. A backlog that grew fails a stage whatever the SLOs are."""
     if result.kind == "warmup" or not result.requests or not slos:
         return msgspec.structs.replace(result, decision="none")
-    decision, reason = decide(result.attainment, slos)
+    decision, reason = decide(result.attainment, slos, result.effective)
     if result.index in unsustained and decision != "fail":
         return msgspec.structs.replace(result, decision="fail")
     return msgspec.structs.replace(result, decision=decision, reason=reason)
@@ -114,7 +114,7 @@ def _cause(f: Features, top: Finding | None) -> str:
     if top is None or top.kind == "unknown":
         return "what gives way first could not be determined"
     if top.kind == "physical-limit":
-        return f"it is then at its physical limit: {top.title}"
+        return f"no bottleneck below its physical limit, which is {top.title}"
     if top.rule == "NET001":
         return f"first remove {top.title}: TTFT and token pace are void until then"
     if top.kind == "healthy":
@@ -128,15 +128,11 @@ def _cause(f: Features, top: Finding | None) -> str:
 def _exit_code(f: Features, validity: Validity, derived: bool) -> int:
     if validity == "INVALID" or not f.tested:
         return EXIT_UNSUPPORTED
-    met = any(s.passed for s in f.tested)
-    if (
-        not derived
-        and f.slos
-        and not met
-        and any(
-            decide(s.result.attainment, f.slos)[0] == "fail" or not leans_pass(s.result.attainment, f.slos)
-            for s in f.tested
-        )
-    ):
-        return EXIT_SLO_FAILED
-    return EXIT_OK
+    if derived or not f.slos or any(s.passed for s in f.tested):
+        return EXIT_OK
+    failed = (
+        decide(s.result.attainment, f.slos, s.result.effective)[0] == "fail"
+        or not leans_pass(s.result.attainment, f.slos)
+        for s in f.tested
+    )
+    return EXIT_SLO_FAILED if any(failed) else EXIT_OK

@@ -5,12 +5,9 @@ Durations a person reads are float seconds (`_s`), ratios are 0 to 1, counters e
 None means "not known", never zero.
 """
 
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import msgspec
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 FORMAT_VERSION = 1
 """Run directory format. History: 1 (0.1.0) first release."""
@@ -335,24 +332,3 @@ SAMPLE_COLUMNS: dict[str, str] = {
     "labels": "string",  # k=v pairs joined by commas, sorted by key
     "value": "float64",
 }
-
-
-def arrow_schema(columns: dict[str, str]) -> "pa.Schema":
-    """Arrow schema for a column table above. A trailing `?` makes the column nullable."""
-    import pyarrow as pa
-
-    types = {
-        "uint64": pa.uint64(),
-        "uint32": pa.uint32(),
-        "uint16": pa.uint16(),
-        "int64": pa.int64(),
-        "int32": pa.int32(),
-        "int16": pa.int16(),
-        "float64": pa.float64(),
-        "string": pa.string(),
-        "list<int64>": pa.list_(pa.int64()),
-        "list<int32>": pa.list_(pa.int32()),
-    }
-    return pa.schema(
-        [pa.field(name, types[kind.rstrip("?")], nullable=kind.endswith("?")) for name, kind in columns.items()]
-    )

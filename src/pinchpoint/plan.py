@@ -126,7 +126,7 @@ def build_plan(values: dict[str, Any], where: str = "the command line") -> Plan:
         ),
         (
             "@" in urlsplit(plan.url).netloc,
-            "the URL holds a user or key, which would end up in logs; give the key with --api-key-env or --api-key-file",
+            "the URL holds a user or key, which would end up in logs; use --api-key-env or --api-key-file instead",
         ),
         (bool(plan.api_key_env and plan.api_key_file), "give api_key_env or api_key_file, not both"),
     ]

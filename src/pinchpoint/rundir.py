@@ -32,7 +32,6 @@ from pinchpoint.model import (
     SAMPLE_COLUMNS,
     SCHEDULE_COLUMNS,
     Manifest,
-    arrow_schema,
 )
 
 if TYPE_CHECKING:
@@ -41,6 +40,27 @@ if TYPE_CHECKING:
 TABLES = {"schedule": SCHEDULE_COLUMNS, "records": RECORD_COLUMNS, "telemetry": SAMPLE_COLUMNS}
 FLUSH_PERIOD_S = 1.0
 BATCH_ROWS_MAX = 4096
+
+
+def arrow_schema(columns: dict[str, str]) -> "pa.Schema":
+    """Arrow schema for a column table of model.py. A trailing `?` makes the column nullable."""
+    import pyarrow as pa
+
+    types = {
+        "uint64": pa.uint64(),
+        "uint32": pa.uint32(),
+        "uint16": pa.uint16(),
+        "int64": pa.int64(),
+        "int32": pa.int32(),
+        "int16": pa.int16(),
+        "float64": pa.float64(),
+        "string": pa.string(),
+        "list<int64>": pa.list_(pa.int64()),
+        "list<int32>": pa.list_(pa.int32()),
+    }
+    return pa.schema(
+        [pa.field(name, types[kind.rstrip("?")], nullable=kind.endswith("?")) for name, kind in columns.items()]
+    )
 
 
 class PartWriter:

@@ -511,7 +511,7 @@ class Search:
         self._driver.stop_issue()
         throughput = self._throughput_of(state, end_ns)
         growth_rps = state.backlog_growth_rps()
-        if drain or decision == "fail" or not state.tally(self.slos, end_ns).leans_pass(self.slos):
+        if drain or decision == "fail" or not self._leans_pass(state.tally(self.slos, end_ns)):
             self._drain(state, cancel_after_s=self._drain_s(decision))
         tally = state.tally(self.slos, self._driver.now_ns())
         if kind == "search":
@@ -523,10 +523,10 @@ class Search:
             decision, reason = tally.decide(self.slos)
         if decision != "fail" and growth_rps > BACKLOG_SHARE * rate_rps:
             decision, reason = "fail", _backlog(growth_rps)
-        if decision == "undecided" and not tally.leans_pass(self.slos):
+        if decision == "undecided" and not self._leans_pass(tally):
             reason += " (leans to fail)"
         self._end(state, name or kind, decision, reason, t1_ns=end_ns)
-        leaning = decision if decision != "undecided" else ("pass" if tally.leans_pass(self.slos) else "fail")
+        leaning = decision if decision != "undecided" else ("pass" if self._leans_pass(tally) else "fail")
         self._step_lines.append((rate_rps, decision, reason))
         if kind == "search":
             self._narrow(rate_rps, leaning)
@@ -553,6 +553,10 @@ class Search:
             return False
         needed_s = self._prove_s(self._rate_rps or 1.0, latency_only=False)
         return not undecided or needed_s > self._search_left_s
+
+    def _leans_pass(self, tally: Tally) -> bool:
+        """A step in which nothing was decided says nothing against its rate."""
+        return tally.leans_pass(self.slos) or not any(map(tally.counted, self.slos))
 
     def _is_hopeless(self, tally: Tally) -> bool:
         """Far more misses than allowed, though not yet proven, because they come in runs: the time is better spent."""

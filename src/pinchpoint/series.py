@@ -160,7 +160,8 @@ class RunView:
     @cached_property
     def _samples(self) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """series -> (t_s, labels, value), in time order."""
-        table = self.run.telemetry.filter(_not_null(self.run.telemetry, "series")).sort_by("t_ns")
+        telemetry = self.run.telemetry
+        table = telemetry.filter(telemetry.column("series").is_valid()).sort_by("t_ns")
         names = np.asarray(table.column("series").to_pylist(), dtype=object)
         t_s = (table.column("t_ns").to_numpy() - self.t0_ns) / NS_PER_S
         labels = np.asarray(table.column("labels").to_pylist(), dtype=object)
@@ -333,9 +334,3 @@ def _finite(values: np.ndarray) -> np.ndarray:
 
 def _quantiles(values: np.ndarray) -> dict[str, float | None]:
     return {name: quantile(values, q) for name, q in QUANTILES.items()}
-
-
-def _not_null(table, name: str):
-    import pyarrow.compute as pc
-
-    return pc.is_valid(table.column(name))

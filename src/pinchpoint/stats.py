@@ -35,18 +35,6 @@ def quantile_interval(values: np.ndarray, q: float, confidence: float = 0.95) ->
     return float(ordered[lower - 1]), float(ordered[upper - 1])
 
 
-def binomial_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Clopper-Pearson interval of a share; (0, 1) for n = 0."""
-    from scipy.stats import beta
-
-    if n == 0:
-        return 0.0, 1.0
-    tail = (1 - confidence) / 2
-    low = 0.0 if successes == 0 else float(beta.ppf(tail, successes, n - successes + 1))
-    high = 1.0 if successes == n else float(beta.ppf(1 - tail, successes + 1, n - successes))
-    return low, high
-
-
 class SequentialBinomial:
     """Anytime-valid test of a miss share against the allowed share, looked at after every request.
 
@@ -154,8 +142,8 @@ def theil_sen_slope(t_s: np.ndarray, values: np.ndarray) -> tuple[float, float, 
 
     if len(values) < 4 or np.ptp(t_s) == 0:
         return 0.0, -math.inf, math.inf
-    result = theilslopes(values, t_s, 0.95)
-    return float(result[0]), float(result[2]), float(result[3])
+    slope, _, low, high = np.asarray(theilslopes(values, t_s, 0.95), dtype=float)
+    return float(slope), float(low), float(high)
 
 
 def linear_fit(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:

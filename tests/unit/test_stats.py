@@ -10,12 +10,12 @@ from scipy import stats as oracle
 
 from pinchpoint.stats import (
     SequentialBinomial,
-    binomial_interval,
     effective_ratio,
     is_stationary,
     linear_fit,
     quantile,
     quantile_interval,
+    theil_sen_slope,
 )
 
 
@@ -40,17 +40,6 @@ def test_quantile_interval_does_not_exist_for_small_samples() -> None:
     assert quantile_interval(np.arange(20.0), 0.95) is None
 
 
-@given(st.integers(0, 200), st.integers(0, 200))
-def test_binomial_interval_is_clopper_pearson(successes: int, failures: int) -> None:
-    n = successes + failures
-    low, high = binomial_interval(successes, n)
-    if n:
-        expected = oracle.binomtest(successes, n).proportion_ci(0.95, "exact")
-        assert (low, high) == (pytest.approx(expected.low), pytest.approx(expected.high))
-    else:
-        assert (low, high) == (0.0, 1.0)
-
-
 def decisions(true_share: float, *, runs: int, length: int, seed: int) -> list[str]:
     """What the sequential test says when one looks after every single request and stops at the first decision."""
     rng = np.random.default_rng(seed)
@@ -73,6 +62,16 @@ def test_looking_after_every_request_keeps_the_error_below_alpha() -> None:
 def test_clearly_good_and_clearly_bad_services_are_told_apart() -> None:
     assert set(decisions(0.0, runs=1, length=100, seed=3)) == {"pass"}
     assert set(decisions(0.5, runs=50, length=100, seed=4)) == {"fail"}
+
+
+def test_the_slope_of_a_line_with_outliers_is_theil_sens() -> None:
+    t_s = np.arange(20.0)
+    values = 2 * t_s
+    values[5] = 500
+    slope, low, high = theil_sen_slope(t_s, values)
+    expected = oracle.theilslopes(values, t_s, 0.95)
+    assert (slope, low, high) == (pytest.approx(2), pytest.approx(expected[2]), pytest.approx(expected[3]))
+    assert theil_sen_slope(t_s[:3], values[:3]) == (0.0, -math.inf, math.inf)
 
 
 def test_the_price_of_a_percentile_is_the_smallest_clean_sample_that_passes() -> None:

@@ -139,7 +139,7 @@ class Features:
             result = by_index.get(stage.index)
             if result is None or not result.requests:
                 continue
-            decision, _ = decide(result.attainment, self.slos) if self.slos else ("undecided", "")
+            decision, _ = decide(result.attainment, self.slos, result.effective) if self.slos else ("undecided", "")
             passed = decision == "pass" or (decision == "undecided" and leans_pass(result.attainment, self.slos))
             passed = passed and stage.index not in unsustained
             counted = any(n for _, n in result.attainment.values())

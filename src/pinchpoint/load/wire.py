@@ -55,7 +55,10 @@ def resolve(url: str) -> Address:
     Of a name with several addresses (localhost is often ::1 and 127.0.0.1) the first that accepts a connection is
     taken, the first of all when none does.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise UsageError(f"{url!r} cannot be read ({error}); write for example http://127.0.0.1:8000") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"{url!r} is not an http or https URL; write for example http://127.0.0.1:8000")
     tls = parts.scheme == "https"

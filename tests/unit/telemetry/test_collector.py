@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from pinchpoint.catalog import load_catalog
 from pinchpoint.errors import UnsupportedMeasurementError
-from pinchpoint.model import SAMPLE_COLUMNS, arrow_schema
+from pinchpoint.model import SAMPLE_COLUMNS
+from pinchpoint.rundir import arrow_schema
 from pinchpoint.telemetry import CollectorConfig, CollectorHandle, handle, start_collector
 from pinchpoint.telemetry.collect import Pacer
 

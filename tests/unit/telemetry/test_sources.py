@@ -6,15 +6,12 @@ import sys
 import time
 from collections import namedtuple
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 from fake_service import FakeService, answer
 
 from pinchpoint.catalog import load_catalog
-from pinchpoint.errors import UsageError
-from pinchpoint.fetch import FetchError, bearer, get
 from pinchpoint.telemetry import engine_page, null_request
 from pinchpoint.telemetry import process as process_source
 from pinchpoint.telemetry.config import Reading
@@ -119,37 +116,7 @@ def test_the_key_is_sent_as_a_bearer_token(service: FakeService) -> None:
     assert service.requests[0][1]["Authorization"] == "Bearer sk-abc"
 
 
-def test_a_key_that_cannot_stand_in_a_header_is_refused_without_showing_it() -> None:
-    with pytest.raises(UsageError) as error:
-        bearer("sk-secret\n")
-    assert "sk-secret" not in str(error.value)
-
-
-# -- fetch and null request ----------------------------------------------------------------------------------------
-
-
-def test_a_body_that_trickles_is_given_up_after_the_timeout(service: FakeService) -> None:
-    def trickle(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(200)
-        handler.send_header("Content-Length", "100000")
-        handler.end_headers()
-        try:
-            for _ in range(500):
-                handler.wfile.write(b"x")
-                time.sleep(0.01)
-        except OSError:
-            pass
-
-    service.respond = trickle
-    with pytest.raises(FetchError) as error:
-        get(service.url, {}, 0.2, 1 << 20)
-    assert error.value.reason == "timeout"
-
-
-@pytest.mark.parametrize("url", ["", "ftp://x/", "http://", "http://h:99999/"])
-def test_a_url_that_is_none_is_wrong_usage(url: str) -> None:
-    with pytest.raises(UsageError):
-        get(url, {}, 1.0, 10)
+# -- null request --------------------------------------------------------------------------------------------------
 
 
 def test_the_null_request_measures_connecting_and_all_of_it(service: FakeService) -> None:
