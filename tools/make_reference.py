@@ -3,10 +3,10 @@
     python tools/make_reference.py            write everything, run the tutorial's commands again for their output
     python tools/make_reference.py --check    write nothing; exit code 1 and the names of the pages that are out of date
 
-Three kinds of text. Whole pages: the command line, one page per rule, the JSON schema. Blocks inside hand-written pages,
-between `<!-- generated: NAME -->` and `<!-- end -->`. Output of commands: in the tutorial, every line `$ pinchpoint ...`
-of a console block is run and what it printed put below it. Output is refreshed but not compared by --check: it may
-differ in a digit between versions of numpy.
+Three kinds of text. Whole pages: the command line, one page per rule, the JSON schema. Blocks inside hand-written
+pages, between `<!-- generated: NAME -->` and `<!-- end -->`. Output of commands: in the tutorial, every line
+`$ pinchpoint ...` of a console block is run and what it printed put below it. Output is refreshed but not compared by
+--check: it may differ in a digit between versions of numpy.
 
 What code cannot tell (the meaning of a column, of a field) stands in reference_notes.toml beside this file; a name
 without a note is an error here, and so is a note without a name.
@@ -115,8 +115,8 @@ def cli_page() -> str:
     parts = [
         STAMP,
         "# Command line\n",
-        "The answer goes to standard output, progress and errors to standard error. With `--json` standard output holds",
-        "one JSON document and nothing else; see [JSON](json.md). Exit codes: [exit codes](exit-codes.md).",
+        "The answer goes to standard output, progress and errors to standard error. With `--json` standard output",
+        "holds one JSON document and nothing else; see [JSON](json.md). Exit codes: [exit codes](exit-codes.md).",
         "SLOs: [SLO grammar](slo.md). Durations are written `500ms`, `90s`, `3m` or `1m30s`, rates `20`, `20rps` or",
         "`600rpm`.\n",
         f"```text\n{help_text(())}\n```\n",
@@ -152,7 +152,7 @@ def rule_pages() -> dict[Path, str]:
     pages[REFERENCE / "rules" / "index.md"] = "\n".join([
         STAMP,
         "# Rules\n",
-        "One rule per cause. How a rule decides and how the answers are ranked: [diagnosis](../../explanation/diagnosis.md).",
+        "One rule per cause. How rules decide and answers are ranked: [diagnosis](../../explanation/diagnosis.md).",
         "`pinchpoint rules CODE` prints the same page in the terminal.\n",
         table(["code", "name", "names as cause", "layer", "kind"], rows),
         "Beside these, a run can be answered with `UNKNOWN`: no cause has enough evidence.\n",
@@ -175,9 +175,7 @@ def columns_block(name: str, columns: dict[str, str]) -> str:
     for column, kind in columns.items():
         unit, meaning, *null = noted[column]
         if kind.endswith("?") != bool(null):
-            raise DocsError(
-                f"reference_notes.toml, columns.{name}.{column}: a third text if and only if it may be null"
-            )
+            raise DocsError(f"columns.{name}.{column}: a third text if and only if it may be null")
         rows.append([f"`{column}`", f"`{kind.rstrip('?')}`", unit, meaning, null[0] if null else "never null"])
     return table(["column", "type", "unit", "meaning", "null means"], rows)
 
@@ -210,12 +208,10 @@ def resolved(default: str) -> str:
     value = getattr(plan, default, None)
     if isinstance(value, int | float):
         return f"`{value:g}`"
-    empty = {"()": "empty", "''": "empty", "None": "none", "True": "true", "False": "false"}
-    return (
-        "see below"
-        if default.endswith(")") and default != "()"
-        else empty.get(default, f"`{default}`".replace("'", '"'))
-    )
+    if default.endswith(")") and default != "()":
+        return "see below"
+    words = {"()": "empty", "''": "empty", "None": "none", "True": "true", "False": "false"}
+    return words.get(default, f"`{default}`".replace("'", '"'))
 
 
 def series_block(layer: str) -> str:
