@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from tests.support.scripted_server import STREAM_HEAD, Piece, event, stream
+from tests.support.tls import Authority, TlsScriptedServer
+from tests.unit.load.drive import driven, open_intent
 
 from pinchpoint.errors import EXIT_OK, EXIT_SLO_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, TargetError, UsageError
 from pinchpoint.fetch import tls_context
 from pinchpoint.load.messages import Timeouts
 from pinchpoint.probe import probe
-from tests.support.scripted_server import STREAM_HEAD, Piece, event, stream
-from tests.support.tls import Authority, TlsScriptedServer
-from tests.unit.load.drive import driven, open_intent
 
 STAGE_S = 2
 RATE_RPS = 10

@@ -5,12 +5,16 @@ instant. A worker that dies is noticed at the next poll; the others go on.
 """
 
 import multiprocessing
+import threading
 import time
 from multiprocessing.connection import wait
 
 from pinchpoint.errors import PinchpointError
 from pinchpoint.load.messages import Command, Intent, StepOrder, Update, WorkerConfig
 from pinchpoint.load.worker import work
+
+SEND_TURN_S = 0.001
+"""How often a worker is listened to while an order to it is still being written."""
 
 
 class WorkerDiedError(PinchpointError):
@@ -26,6 +30,8 @@ class Fleet:
         context = multiprocessing.get_context("spawn")
         self._pipes = {}
         self._processes = {}
+        self._early: list[Update] = []
+        """Updates that came while an order was being sent, for the next poll."""
         self.lost: list[str] = []
         for config in configs:
             ours, theirs = context.Pipe()
@@ -58,9 +64,9 @@ class Fleet:
         """Updates that came within the timeout. Raises WorkerDiedError when no worker is left."""
         if not self._pipes:
             raise WorkerDiedError("every load process has died; see the system log, and try fewer requests per second")
-        updates: list[Update] = []
+        updates, self._early = self._early, []
         by_pipe = {pipe: index for index, pipe in self._pipes.items()}
-        for pipe in wait(list(by_pipe), timeout_s):
+        for pipe in wait(list(by_pipe), 0 if updates else timeout_s):
             index = by_pipe[pipe]  # pyright: ignore[reportArgumentType]
             try:
                 while self._pipes[index].poll():
@@ -92,9 +98,26 @@ class Fleet:
         self._pipes.clear()
 
     def _send(self, index: int, message: object) -> None:
-        try:
-            self._pipes[index].send(message)
-        except OSError:
+        """Writes and listens at the same time: a worker that waits for room for its update does not read its orders."""
+        pipe = self._pipes[index]
+        failures: list[OSError] = []
+
+        def write() -> None:
+            try:
+                pipe.send(message)
+            except OSError as error:
+                failures.append(error)
+
+        sender = threading.Thread(target=write, daemon=True)
+        sender.start()
+        while sender.is_alive():
+            sender.join(SEND_TURN_S)
+            try:
+                while pipe.poll():
+                    self._early.append(pipe.recv())
+            except (EOFError, OSError):
+                sender.join()  # the worker is gone, so writing fails too
+        if failures:
             self._lose(index)
 
     def _lose(self, index: int) -> None:
