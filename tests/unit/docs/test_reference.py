@@ -219,6 +219,13 @@ def test_tutorial_shows_the_same_finding_as_it_gets(tutorial: dict[str, str]) ->
                 assert word in block, "run: python tools/make_reference.py"
 
 
+def test_every_make_target_that_is_named_exists() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for path in PAGES:
+        for named in re.findall(r"(?:^|`)make ([a-z-]+)(?:$|`)", path.read_text(encoding="utf-8"), re.MULTILINE):
+            assert named in targets, f"{page_id(path)}: make {named}"
+
+
 # -- links and paths ---------------------------------------------------------------------------------------------------
 
 
