@@ -17,6 +17,7 @@ from pinchpoint.catalog import load_catalog
 from pinchpoint.cli import app
 from pinchpoint.diagnose.rule import load_rules
 from pinchpoint.lab.faults import FAULTS
+from pinchpoint.report.text import LABELS
 from pinchpoint.stats import MIN_COUNT_FOR_QUANTILE, SequentialBinomial
 from pinchpoint.workload.lengths import presets
 
@@ -217,6 +218,18 @@ def test_tutorial_shows_the_same_finding_as_it_gets(tutorial: dict[str, str]) ->
         for command in make_reference.console_commands(block):
             for word in re.findall(r"\b[A-Z]{2,4}00[0-9]\b|^[A-Z]{2}[A-Z ]+(?=  )", tutorial[command], re.MULTILINE):
                 assert word in block, "run: python tools/make_reference.py"
+
+
+def test_every_label_of_the_screen_is_explained() -> None:
+    page = (ROOT / "docs" / "how-to" / "read-an-answer.md").read_text()
+    for label in LABELS.values():
+        assert f"| `{label}` |" in page
+
+
+def test_code_that_is_shown_is_code() -> None:
+    for path in PAGES:
+        for block in re.findall(r"^```python\n(.*?)^```$", path.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE):
+            compile(block, page_id(path), "exec")
 
 
 def test_every_make_target_that_is_named_exists() -> None:
