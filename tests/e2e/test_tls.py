@@ -110,7 +110,7 @@ def test_tls_keeps_kernel_stamps_and_reuses_its_connection(authority: Authority)
         assert exchange.scheduled_ns <= exchange.sent_ns <= exchange.chunk_ns[0] <= exchange.end_ns
         assert exchange.chunk_ns == sorted(set(exchange.chunk_ns))
     first, *others = ended
-    assert first.connected_ns is not None and first.sent_ns is not None and first.connected_ns <= first.sent_ns
+    assert first.connected_ns is not None and first.sent_ns is not None and first.sent_ns <= first.connected_ns
     assert all(exchange.connected_ns is None for exchange in others)
 
 
@@ -194,7 +194,7 @@ def test_a_certificate_of_a_stranger_is_a_sentence_and_not_a_crash(authority: Au
         while not server.handshake_errors and time.monotonic() < deadline_s:
             time.sleep(0.01)
         assert "UNKNOWN_CA" in server.handshake_errors[0].upper().replace(" ", "_")
-    assert exchange.status == "transport_error" and exchange.sent_ns is None
+    assert exchange.status == "transport_error" and exchange.connected_ns is None
     assert exchange.error is not None
     assert exchange.error.startswith("TLS certificate not accepted") and "--ca-file" in exchange.error
 
@@ -265,7 +265,7 @@ def test_a_whole_run_over_tls(service: ChatService, authority: Authority, tmp_pa
     manifest = json.loads((out / "run.json").read_text())
     assert manifest["status"] == "complete"
     assert manifest["plan"]["ca_file"] == str(authority.ca_file)
-    assert verdict["run_id"] == manifest["run_id"]
+    assert (verdict["run_id"], verdict["exit_code"]) == (manifest["run_id"], ended.returncode)
 
     names = {stage["index"]: stage["name"] for stage in manifest["stages"]}
     records = [

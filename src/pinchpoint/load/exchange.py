@@ -38,7 +38,11 @@ class Reader(Protocol):
 
 
 class Exchange:
-    """State of one request in flight. Instants are None until they happened."""
+    """State of one request in flight. Instants are None until they happened.
+
+    `sent_ns` is when the loop took it to the network: wrote it to a kept connection, or began to connect. A service
+    that accepts late, shakes hands slowly or refuses is thus not taken for a generator that sends late or not at all.
+    """
 
     __slots__ = (
         "_body",

@@ -194,13 +194,19 @@ class Issuer:
 
     def _open(self, exchange: Exchange) -> None:
         self._numbers += 1
+        started_ns = monotonic_ns()
         try:
             connection = Connection(self._address, self._numbers, self._tls)
         except OSError as error:
-            exchange.fail("dropped" if error.errno in OURS else "transport_error", explain(error))
+            if error.errno in OURS:
+                exchange.fail("dropped", explain(error))
+            else:
+                exchange.sent_ns = exchange.sent_ns or started_ns
+                exchange.fail("transport_error", explain(error))
             exchange.end_ns = monotonic_ns()
             self._done(exchange)
             return
+        exchange.sent_ns = exchange.sent_ns or started_ns
         connection.exchange = exchange
         self._connections[connection.fd] = connection
         self._waiting[connection.fd] = exchange
@@ -210,7 +216,8 @@ class Issuer:
         body = exchange.row.body
         exchange.connection_id = connection.number
         connection.requests += 1
-        exchange.sent_ns = monotonic_ns()
+        if exchange.sent_ns is None:
+            exchange.sent_ns = monotonic_ns()
         try:
             connection.send(self._head + b"%d\r\n\r\n" % len(body) + body)
         except OSError as error:
@@ -290,6 +297,7 @@ class Issuer:
         row, scheduled_ns = exchange.row, exchange.scheduled_ns
         self._drop(connection)
         fresh = Exchange(row, scheduled_ns, self._target)
+        fresh.sent_ns = exchange.sent_ns  # it left on time; what follows is not the generator's lateness
         self.in_flight[row.request_id] = fresh
         self._open(fresh)
         return True
@@ -370,7 +378,7 @@ class Issuer:
             exchange = connection.exchange
             if exchange is None:
                 continue
-            if exchange.sent_ns is None and now_ns - connection.opened_ns > connect_ns:
+            if connection.state != "open" and now_ns - connection.opened_ns > connect_ns:
                 exchange.fail("transport_error", f"no connection within {self._timeouts.connect_s:g} s")
             elif now_ns - exchange.scheduled_ns > total_ns:
                 exchange.advance()

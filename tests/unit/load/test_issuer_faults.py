@@ -5,13 +5,17 @@ import os
 import resource
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from pinchpoint.clock import NS_PER_S, monotonic_ns
+from pinchpoint.fetch import tls_context
 from pinchpoint.load.messages import Timeouts
 from tests.support.scripted_server import END, STREAM_HEAD, Piece, ScriptedServer, chunk, event, stream
+from tests.support.tls import Authority, TlsScriptedServer
 from tests.unit.load.drive import closed_intent, driven, open_intent
 
 BIG_BODY = b"x" * (8 << 20)
@@ -186,6 +190,37 @@ def test_a_path_prefix_of_the_url_goes_before_the_api(path: str, target: str) ->
     with ScriptedServer(lambda number, body: stream(1)) as server, driven(server.url + path) as driver:
         assert driver.one().status == "ok"
         assert server.requests[0].startswith(f"POST {target} HTTP/1.1\r\n".encode())
+
+
+# -- whose lateness it is ------------------------------------------------------------------------------------------
+
+
+def test_a_slow_handshake_is_the_services_lateness_and_not_ours(tmp_path: Path) -> None:
+    pause_s = 0.2
+    authority = Authority(tmp_path)
+
+    class Slow(TlsScriptedServer):
+        def _serve(self, connection: socket.socket) -> None:
+            time.sleep(pause_s)
+            super()._serve(connection)
+
+    with (
+        Slow(lambda number, body: stream(1), authority) as server,
+        driven(server.url, tls=tls_context(str(authority.ca_file))) as driver,
+    ):
+        exchange = driver.one()
+    assert exchange.status == "ok"
+    assert exchange.sent_ns is not None and exchange.connected_ns is not None
+    assert exchange.connected_ns - exchange.sent_ns >= pause_s * NS_PER_S
+
+
+def test_a_refused_connection_was_tried_at_its_instant() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    with driven(f"http://127.0.0.1:{port}") as driver:
+        exchange = driver.one()
+    assert (exchange.status, exchange.error) == ("transport_error", "connection refused")
+    assert exchange.sent_ns is not None and exchange.connected_ns is None
 
 
 # -- keep-alive races ----------------------------------------------------------------------------------------------
