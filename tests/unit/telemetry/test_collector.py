@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinchpoint.catalog import load_catalog
-from pinchpoint.errors import UnsupportedMeasurementError
+from pinchpoint.errors import EXIT_USAGE, UnsupportedMeasurementError
 from pinchpoint.model import SAMPLE_COLUMNS
 from pinchpoint.rundir import arrow_schema
 from pinchpoint.telemetry import CollectorConfig, CollectorHandle, handle, start_collector
@@ -235,3 +235,10 @@ def test_a_collector_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPat
 def test_the_configuration_survives_its_way_to_the_process() -> None:
     config = CollectorConfig("out", metrics_url="http://x/metrics", server_pids=(1, 2), headers_env="NAME")
     assert msgspec.json.decode(msgspec.json.encode(config), type=CollectorConfig) == config
+
+
+def test_a_ca_file_that_is_none_ends_the_collector_with_a_sentence(collector, tmp_path: Path) -> None:
+    handle = collector(ca_file=str(tmp_path / "missing.pem"), metrics_url="https://127.0.0.1:1/metrics")
+    wait_until(lambda: not handle.alive(), "the collector has ended")
+    assert handle.stop() == EXIT_USAGE
+    assert "missing.pem" in (handle.complaint() or "")
