@@ -9,7 +9,7 @@ requests that is effectively independent before they are tested; docs/explanatio
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -91,8 +91,12 @@ def leans_pass(attainment: Mapping[str, tuple[int, int]], slos: Sequence[Slo]) -
     """
     counts = [(slo, *attainment.get(slo.text, (0, 0))) for slo in slos]
     return any(counted for _, _, counted in counts) and all(
-        counted - met <= math.ceil((1 - slo.attainment_ratio) * counted - ROUNDING) for slo, met, counted in counts
+        _within_allowance(slo, counted - met, counted) for slo, met, counted in counts
     )
+
+
+def _within_allowance(slo: Slo, misses: int, counted: int) -> bool:
+    return misses <= math.ceil((1 - slo.attainment_ratio) * counted - ROUNDING)
 
 
 ROUNDING = 1e-9
@@ -115,54 +119,122 @@ def limiting_slo(attainment: Mapping[str, tuple[int, int]], slos: Sequence[Slo])
     return worst if worst_excess > 1 else None
 
 
+class Interval(msgspec.Struct, frozen=True):
+    """Ends of the capacity interval and whether each was decided by the test; None where no rate is on that side."""
+
+    lower_rps: float | None
+    lower_proven: bool
+    upper_rps: float | None
+    upper_proven: bool
+
+
+def interval_of(tallies: Mapping[float, Tally], slos: Sequence[Slo], unsustained: Collection[float] = ()) -> Interval:
+    """The highest rate that passes and the lowest that fails, given the counts at every rate tried.
+
+    More load never makes an SLO easier to keep, so rates that the test leaves undecided are placed by a fit of the
+    share of misses that does not fall with the rate (isotonic regression): one unlucky step then neither ends the
+    interval nor is ignored. A proven fail stands, and rates above it are not passes.
+    """
+    leans = _isotonic_leans(tallies, slos)
+    decisions: dict[float, tuple[str, bool]] = {}
+    for rate_rps, tally in tallies.items():
+        decision, _ = tally.decide(slos)
+        if rate_rps in unsustained and decision != "fail":
+            decisions[rate_rps] = ("fail", True)
+        elif decision == "undecided":
+            decisions[rate_rps] = ("pass" if leans[rate_rps] else "fail", False)
+        else:
+            decisions[rate_rps] = (decision, True)
+    proven_fail_rps = min((r for r, (d, proven) in decisions.items() if d == "fail" and proven), default=math.inf)
+    proven_pass_rps = max(
+        (r for r, (d, proven) in decisions.items() if d == "pass" and proven and r < proven_fail_rps), default=0.0
+    )
+    fails = [r for r, (d, _) in decisions.items() if d == "fail" and r > proven_pass_rps]
+    upper_rps = min(fails, default=None)
+    passes = [r for r, (d, _) in decisions.items() if d == "pass" and (upper_rps is None or r < upper_rps)]
+    lower_rps = max(passes, default=None)
+    return Interval(
+        lower_rps,
+        lower_rps is not None and decisions[lower_rps][1],
+        upper_rps,
+        upper_rps is not None and decisions[upper_rps][1],
+    )
+
+
+def _isotonic_leans(tallies: Mapping[float, Tally], slos: Sequence[Slo]) -> dict[float, bool]:
+    """rate -> whether every SLO's fitted share of misses is within its allowance. Pool-adjacent-violators, weighted.
+
+    A block of pooled rates is held against its allowance as one stage is (leans_pass): misses rounded up.
+    """
+    rates = sorted(tallies)
+    leans = dict.fromkeys(rates, True)
+    for slo in slos:
+        blocks: list[tuple[int, int, list[float]]] = []
+        for rate_rps in rates:
+            met, counted = tallies[rate_rps].attainment.get(slo.text, (0, 0))
+            if not counted:
+                continue
+            blocks.append((counted - met, counted, [rate_rps]))
+            while len(blocks) > 1 and blocks[-2][0] * blocks[-1][1] > blocks[-1][0] * blocks[-2][1]:
+                (misses_a, n_a, rates_a), (misses_b, n_b, rates_b) = blocks[-2], blocks[-1]
+                blocks[-2:] = [(misses_a + misses_b, n_a + n_b, rates_a + rates_b)]
+        for misses, counted, members in blocks:
+            if not _within_allowance(slo, misses, counted):
+                for rate_rps in members:
+                    leans[rate_rps] = False
+    return leans
+
+
+def tallies_of(stages: Iterable[StageResult]) -> dict[float, Tally]:
+    """rate -> pooled counts of the open-loop stages at that rate."""
+    tallies: dict[float, Tally] = {}
+    for stage in stages:
+        if stage.rate_rps is not None and stage.requests:
+            tally = Tally.of(stage.attainment, stage.effective)
+            tallies[stage.rate_rps] = tallies.get(stage.rate_rps, Tally()).plus(tally)
+    return tallies
+
+
 def capacity_of(
     stages: Sequence[StageResult], slos: Sequence[Slo], *, unsustained: frozenset[int] = frozenset()
 ) -> Capacity | None:
     """Interval from open-loop stages (kinds search, overload, load with a rate). None when there is none.
 
-    unsustained: indices of stages that failed because their backlog grew. A pass above a fail at the same or a lower
-    rate is possible by chance; the lowest fail then bounds the interval and passes above it are ignored.
+    unsustained: indices of stages that failed because their backlog grew.
     """
-    by_rate: dict[float, Tally] = {}
-    failed_rates: set[float] = set()
-    for stage in stages:
-        if stage.rate_rps is None or not stage.requests:
-            continue
-        tally = Tally.of(stage.attainment, stage.effective)
-        by_rate[stage.rate_rps] = by_rate.get(stage.rate_rps, Tally()).plus(tally)
-        if stage.index in unsustained:
-            failed_rates.add(stage.rate_rps)
-    if not by_rate:
+    tallies = tallies_of(stages)
+    if not tallies:
         return None
-    judged: list[tuple[float, str, bool, Tally]] = []
-    for rate_rps, tally in sorted(by_rate.items()):
-        decision, _ = tally.decide(slos)
-        proven = decision != "undecided"
-        if rate_rps in failed_rates and decision != "fail":
-            decision, proven = "fail", True
-        elif decision == "undecided":
-            decision = "pass" if tally.leans_pass(slos) else "fail"
-        judged.append((rate_rps, decision, proven, tally))
-    fails = [entry for entry in judged if entry[1] == "fail"]
-    lowest_fail = fails[0] if fails else None
-    passes = [entry for entry in judged if entry[1] == "pass" and (lowest_fail is None or entry[0] < lowest_fail[0])]
-    highest_pass = passes[-1] if passes else None
+    failed_rates = {stage.rate_rps for stage in stages if stage.index in unsustained and stage.rate_rps is not None}
+    interval = interval_of(tallies, slos, failed_rates)
     notes: list[str] = []
-    if lowest_fail is None:
+    if interval.upper_rps is None:
         notes.append("no rate failed: the capacity is at least the lower end")
-    if highest_pass is None:
+    if interval.lower_rps is None:
         notes.append("no rate passed: the capacity is below the upper end")
-    unproven = [entry[0] for entry in (highest_pass, lowest_fail) if entry is not None and not entry[2]]
-    if unproven:
-        notes.append(
-            f"an end of the interval rests on too few requests for {CONFIDENCE:.0%}; "
-            f"a stage needs {requests_needed(slos)} requests without a miss (raise --budget)"
-        )
+    if interval.lower_rps is not None and not interval.lower_proven:
+        notes.append(f"the lower end is a best estimate: {_what_is_missing(tallies[interval.lower_rps], slos)}")
+    if interval.upper_rps is not None and not interval.upper_proven:
+        notes.append("the upper end is a best estimate: too few of its misses are independent to prove a failure")
     return Capacity(
-        lower_rps=highest_pass[0] if highest_pass else None,
-        upper_rps=lowest_fail[0] if lowest_fail else None,
+        lower_rps=interval.lower_rps,
+        upper_rps=interval.upper_rps,
         confidence=CONFIDENCE,
-        proven=not unproven,
-        limiting_slo=limiting_slo(lowest_fail[3].attainment, slos) if lowest_fail else None,
+        proven=(interval.lower_rps is None or interval.lower_proven)
+        and (interval.upper_rps is None or interval.upper_proven),
+        limiting_slo=limiting_slo(tallies[interval.upper_rps].attainment, slos) if interval.upper_rps else None,
         note="; ".join(notes),
     )
+
+
+def _what_is_missing(tally: Tally, slos: Sequence[Slo]) -> str:
+    """Which SLOs the counts do not prove, and how many clean requests each would have needed."""
+    parts: list[str] = []
+    for slo in slos:
+        if tally.decide_slo(slo, slos) != "undecided":
+            continue
+        met, counted = tally.attainment.get(slo.text, (0, 0))
+        needed = requests_needed((slo,), alpha_shared_by=len(slos))
+        missed = f"{counted - met} of {counted} requests missed {slo.text}"
+        parts.append(f"{missed} (proof takes {needed} without a miss)" if counted < needed else missed)
+    return ", ".join(parts)

@@ -55,6 +55,9 @@ def run(
     ] = None,
     budget: Annotated[str | None, Parameter(group=_LOAD, help="Time for the whole search, such as 3m.")] = None,
     max_rate: Annotated[str | None, Parameter(group=_LOAD, help="Never offer more than this many requests/s.")] = None,
+    max_in_flight: Annotated[
+        int | None, Parameter(group=_LOAD, help="Guard: end the run when more requests are unanswered; default 5000.")
+    ] = None,
     seed: Annotated[
         int | None, Parameter(group=_LOAD, help="Fixes arrivals, lengths and prompts; default: random.")
     ] = None,
@@ -84,6 +87,7 @@ def run(
         "workload": {key: value for key, value in shape.items() if value is not None} or None,
         "budget_s": parse_duration_s(budget) if budget is not None else None,
         "max_rate_rps": parse_rate_rps(max_rate) if max_rate is not None else None,
+        "max_in_flight": max_in_flight,
         "seed": seed if seed is not None else random.SystemRandom().randrange(1, 2**31),
         "stream": stream,
         "metrics_url": metrics_url,
@@ -97,7 +101,8 @@ def run(
     asked = read_plan(plan, given) if plan is not None else build_plan(given)
     _stop_on_sigterm()
     with show_progress() as show:
-        outcome = run_live(asked, out=out, on_progress=show)
+        command = ("pinchpoint", *sys.argv[1:])
+        outcome = run_live(asked, out=out, on_progress=show, command=command, plan_file=plan)
     view, verdict = judge_directory(outcome.path)
     html_path = write_answer(view, verdict)
     _print_verdict(view, verdict, as_json, {"report": html_path, "run": outcome.path})
@@ -208,7 +213,7 @@ def rules(code: str | None = None, /, *, as_json: Json = False) -> int:
         _print_json({"schema": "pinchpoint.rules/1", "rules": listed})
     else:
         for rule in found:
-            sys.stdout.write(f"{rule.code}  {rule.name:24} {rule.layer:16} {rule.title}\n")
+            sys.stdout.write(f"{rule.code:7} {rule.name:22} {rule.layer:16} {rule.title}\n")
     return EXIT_OK
 
 

@@ -22,6 +22,9 @@ CO_CAUSE_PROBABILITY_MIN = 0.2
 RATE_DIGITS = 3
 
 
+CAPACITY_KINDS = ("search", "overload", "load")
+
+
 def judge(view: RunView, slos: tuple[Slo, ...] | None = None) -> Verdict:
     """slos: judge against these in place of the run's own; they count as given by the user."""
     manifest = view.manifest
@@ -31,7 +34,8 @@ def judge(view: RunView, slos: tuple[Slo, ...] | None = None) -> Verdict:
     results = tuple(_decided(view.stage_result(stage, used), used, unsustained) for stage in view.stages)
     features = Features(view, used, results)
     validity, reasons = check(features)
-    capacity = capacity_of([r for r in results if r.kind != "warmup"], used, unsustained=unsustained) if used else None
+    rated = [result for result in results if result.kind in CAPACITY_KINDS]
+    capacity = capacity_of(rated, used, unsustained=unsustained) if used else None
     ranking = rank(features, validity)
     measured = bool(features.tested)
     notes = [*view.run.problems]

@@ -27,8 +27,9 @@ STATUSES: tuple[str, ...] = Status.__args__  # pyright: ignore
 ERROR_STATUSES: tuple[str, ...] = ("rejected", "http_error", "stream_error", "transport_error", "truncated")
 """Failures of the service. A timeout is an error too, and also a latency miss; `cancelled` and `dropped` are ours."""
 
-StageKind = Literal["warmup", "search", "overload", "recovery", "load"]
-"""warmup: one user, unloaded. recovery: one user after an overload, until the service is itself again."""
+StageKind = Literal["warmup", "search", "overload", "recovery", "load", "interrupted"]
+"""warmup: one user, unloaded. recovery: one user after an overload, until the service is itself again. interrupted: the
+service went away in the middle; says nothing about its capacity."""
 Validity = Literal["VALID", "SUSPECT", "INVALID"]
 Layer = Literal["load generator", "application", "model inference", "hardware", "infrastructure", "none"]
 
@@ -306,7 +307,8 @@ RECORD_COLUMNS: dict[str, str] = {
     "chunk_tokens": "list<int32>",  # tokens in each, when the service says; else 1
     "coalesced_count": "int32",  # events that shared a read with a later one: their stamp is an upper bound
     "timestamp_source": "string",  # kernel, user, mixed, virtual
-    "timestamp_error_ns": "int64?",  # upper bound of the error of any stamp of this request
+    "timestamp_error_ns": "int64?",  # upper bound of the error of the stamps that latencies rest on
+    "chunk_error_ns": "int64?",  # upper bound of the error of any instant in chunk_ns
     "input_tokens": "int32?",
     "output_tokens": "int32?",
     "cached_tokens": "int32?",

@@ -63,6 +63,8 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     stages: tuple[OpenStage | ClosedStage, ...] = ()
     stream: bool = True
     timeout_s: float = 300.0
+    max_in_flight: int = 5000
+    """A guard: with more requests unanswered than this, the run ends so as not to bury the service."""
     metrics_url: str | None = None
     ca_file: str | None = None
     api_key_env: str | None = None
@@ -118,6 +120,7 @@ def build_plan(values: dict[str, Any], where: str = "the command line") -> Plan:
         (not 0 <= plan.seed <= SEED_MAX, f"seed is {plan.seed}; it must be from 0 to {SEED_MAX}"),
         (not plan.stages and plan.budget_s < MIN_BUDGET_S, f"budget must be at least {MIN_BUDGET_S:g} s"),
         (plan.timeout_s <= 0, "timeout must be above 0"),
+        (plan.max_in_flight < 1, "max_in_flight must be at least 1"),
         (plan.max_rate_rps is not None and plan.max_rate_rps <= 0, "max_rate must be above 0"),
         (plan.workload.input_tokens is not None and plan.workload.input_tokens < 1, "input_tokens must be at least 1"),
         (

@@ -114,7 +114,8 @@ class RunWriter:
         self.path = path
         self.manifest = manifest
         try:
-            (path / "parts").mkdir(parents=True, exist_ok=False)
+            path.mkdir(parents=True, exist_ok=False)
+            (path / "parts").mkdir()
         except FileExistsError:
             raise UsageError(f"{path} already exists; give another --out or remove it") from None
         except OSError as error:

@@ -7,7 +7,7 @@ the writers and seals what was measured.
 import hashlib
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
@@ -17,7 +17,7 @@ from pinchpoint.errors import PinchpointError, TargetError, UsageError
 from pinchpoint.load.fleet import Fleet
 from pinchpoint.load.messages import Command, Intent, Timeouts, Update, WorkerConfig
 from pinchpoint.load.wire import resolve
-from pinchpoint.model import Progress, TargetFacts
+from pinchpoint.model import Progress
 from pinchpoint.plan import Plan
 from pinchpoint.probe import probe
 from pinchpoint.recorder import ProgressSink, Recorder, new_manifest
@@ -108,7 +108,8 @@ def run_live(
     *,
     out: Path | None,
     on_progress: ProgressSink,
-    on_facts: Callable[[TargetFacts], None] = lambda _: None,
+    command: Sequence[str] = (),
+    plan_file: Path | None = None,
 ) -> RunOutcome:
     """Runs the plan. Raises before anything was measured (wrong usage, target unreachable); later errors are returned.
 
@@ -122,7 +123,6 @@ def run_live(
     facts = probe(plan.url, model=plan.model, api_key=api_key, ca_file=plan.ca_file)
     if plan.metrics_url is not None:
         facts = msgspec.structs.replace(facts, metrics_url=plan.metrics_url)
-    on_facts(facts)
     if facts.api is None or facts.model is None:
         raise TargetError(
             f"{facts.url} answers neither /v1/chat/completions nor /v1/completions; "
@@ -139,8 +139,11 @@ def run_live(
         t0_ns=monotonic_ns(),
         started_wall=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),
         virtual=False,
+        command=command,
     )
     writer = RunWriter(path, manifest)
+    if plan_file is not None:
+        (path / "plan.toml").write_bytes(plan_file.read_bytes())
     recorder = Recorder(writer, monotonic_ns, on_progress)
     address = resolve(facts.url)
     stream = plan.stream and facts.streaming is not False

@@ -23,9 +23,9 @@ from typing import Protocol
 import msgspec
 import numpy as np
 
-from pinchpoint.capacity import Tally, requests_needed
+from pinchpoint.capacity import Interval, Tally, interval_of, requests_needed
 from pinchpoint.clock import NS_PER_S
-from pinchpoint.errors import UnsupportedMeasurementError
+from pinchpoint.errors import GuardError, UnsupportedMeasurementError
 from pinchpoint.load.messages import Outcome, Pending, Update
 from pinchpoint.model import Progress, Slo, Stage, StageKind
 from pinchpoint.plan import ClosedStage, OpenStage, Plan
@@ -41,14 +41,15 @@ WARMUP_MAX_S = 40.0
 WARMUP_REQUESTS_MIN = 8
 WARMUP_REQUESTS_MAX = 200
 OVERLOAD_BUDGET_RATIO = 0.15
+OVERLOAD_BUDGET_MAX_RATIO = 0.25
 OVERLOAD_RANGE_S = (8.0, 30.0)
 OVERLOAD_FACTOR = 1.5
 """Times the highest throughput seen: what gives way first is then saturated, whatever SLO broke before."""
-STEP_COUNT_PLANNED = 8
+BEYOND_FACTOR = 1.2
+"""At least so far beyond the lowest failing rate."""
+STEP_COUNT_PLANNED = 5
 """Search steps that the budget is divided by."""
 STEP_RANGE_S = (4.0, 60.0)
-LEAN_REQUESTS = 40
-"""Requests after which a step may lean: two expected misses at p95 would show."""
 BRACKET_FACTOR = 2.0
 HOPELESS_MISSES = 8
 HOPELESS_FACTOR = 3.0
@@ -66,8 +67,12 @@ RESOLUTION_RATIO = 1.10
 """The interval is narrow enough when its ends differ by a tenth."""
 WIDE_RATIO = 1.5
 """An interval this wide is narrowed first, though the present lower end may then stay unproven."""
+REPEATS_MAX = 3
+"""Steps at one rate to prove a failure; beyond, the time is better spent on another rate."""
 THROUGHPUT_MARGIN = 0.93
 """Next guess below a failing step's throughput: a queue needs some slack to be stable."""
+BACKLOG_PREFIX = "backlog grows"
+"""How the reason of a stage begins that failed because it was not sustained; the judge knows it by this."""
 BACKLOG_POINTS_MIN = 20
 """Two seconds of readings."""
 BACKLOG_SHARE = 0.1
@@ -236,12 +241,13 @@ class Search:
         self._phase, self._detail = "warm-up", ""
         self._current: _StepState | None = None
         self._rate_rps: float | None = None
-        self._lower: float | None = None
-        self._upper: float | None = None
+        self._interval = Interval(None, False, None, False)
+        self._unsustained: set[float] = set()
         self._counts: dict[float, Tally] = {}
         """rate -> pooled counts of every step at that rate: the test is valid however the requests were spread."""
         self._throughput: dict[float, float] = {}
         """rate -> successful completions per second of the last step at that rate."""
+        self._repeats: dict[float, int] = {}
         self._slowed = False
         """Whether the last search step was answered visibly slower than the unloaded service answers."""
 
@@ -268,7 +274,8 @@ class Search:
     def _overload_s(self) -> float:
         low, high = OVERLOAD_RANGE_S
         settle_s = 2 * self.baseline.e2e_s if self.baseline else 0.0
-        return min(max(low, OVERLOAD_BUDGET_RATIO * self._plan.budget_s, settle_s), high)
+        wanted_s = min(max(low, OVERLOAD_BUDGET_RATIO * self._plan.budget_s, settle_s), high)
+        return min(wanted_s, OVERLOAD_BUDGET_MAX_RATIO * self._plan.budget_s)
 
     @property
     def _search_left_s(self) -> float:
@@ -356,36 +363,48 @@ class Search:
             else:
                 hurried = self._search_left_s < 3 * step_s
                 rate_rps *= BRACKET_FACTOR if self._slowed and not hurried else BRACKET_FACTOR**2
+                if hurried and ceiling_rps < math.inf:
+                    rate_rps = ceiling_rps
 
     def _refine(self) -> None:
-        """Bisects while there is time to prove the lower end afterwards, then proves it."""
+        """Narrows the interval while it is wide and proves its ends, as far as the budget goes."""
         while self._lower and self._search_left_s > STEP_RANGE_S[0]:
             left_s = self._search_left_s
-            latency_s = self._prove_s(self._lower, latency_only=True)
-            all_s = self._prove_s(self._lower, latency_only=False)
-            wide = self._upper is not None and self._upper / self._lower > RESOLUTION_RATIO
-            next_rps = self._next_rate() if wide else None
-            if next_rps and self._should_bisect(next_rps, latency_s, left_s):
+            lower_s = self._prove_s(self._lower, latency_only=True)
+            next_rps = self._next_rate()
+            if self._upper is None:
+                # Nothing failed and nothing else is left to do: all the time goes into the one rate that counts.
+                if lower_s > 0:
+                    self._step(self._lower, max_s=max(left_s, self._left_s - 2.0), prove=True)
+                return
+            if next_rps and (self._upper / self._lower > WIDE_RATIO or left_s > self._step_max_s() + lower_s):
                 self._step(next_rps)
-            elif 0 < latency_s <= left_s or 0 < all_s <= left_s:
+            elif 0 < lower_s <= left_s:
+                self._step(self._lower, max_s=left_s, prove=True)
+            elif not self._interval.upper_proven and self._repeats.get(self._upper, 0) < REPEATS_MAX:
+                self._step(self._upper)
+            elif next_rps:
+                self._step(next_rps)
+            elif 0 < self._prove_s(self._lower, latency_only=False) <= left_s:
                 self._step(self._lower, max_s=left_s, prove=True)
             else:
                 return
 
-    def _should_bisect(self, next_rps: float, prove_s: float, left_s: float) -> bool:
-        """Whether a narrower interval is worth more than proving the present lower end now."""
-        assert self._lower is not None and self._upper is not None
-        if not 0 < prove_s <= left_s:
-            return True  # proven already, or not to be proven in the time left
-        if left_s > self._step_max_s() + prove_s:
-            return True  # time for both
-        needed = requests_needed([slo for slo in self.slos if slo.metric != "errors"] or self.slos,
-                                 alpha_shared_by=len(self.slos))  # fmt: skip
-        return self._upper / self._lower > WIDE_RATIO and left_s > self._step_max_s() + needed / next_rps
+    @property
+    def _lower(self) -> float | None:
+        return self._interval.lower_rps
+
+    @property
+    def _upper(self) -> float | None:
+        return self._interval.upper_rps
 
     def _next_rate(self) -> float | None:
-        """Between the ends; first where the failing step's throughput says that the queue would be stable."""
-        assert self._lower is not None and self._upper is not None
+        """Between the ends; first where the failing step's throughput says that the queue would be stable.
+
+        None when the ends are close or there is no end to go by.
+        """
+        if self._lower is None or self._upper is None or self._upper / self._lower <= RESOLUTION_RATIO:
+            return None
         rate_rps = math.sqrt(self._lower * self._upper)
         sustained_rps = THROUGHPUT_MARGIN * self._throughput.get(self._upper, 0.0)
         if self._lower * RESOLUTION_RATIO < sustained_rps < self._upper / RESOLUTION_RATIO:
@@ -413,7 +432,7 @@ class Search:
             return
         self._phase = "overload"
         carried_rps = max(self._lower or 0.0, *self._throughput.values())
-        rate_rps = _neat(OVERLOAD_FACTOR * carried_rps if carried_rps else self._upper)
+        rate_rps = _neat(max(OVERLOAD_FACTOR * carried_rps, BEYOND_FACTOR * self._upper))
         self._step(rate_rps, kind="overload", max_s=min(self._overload_s, max(self._left_s, 4.0)), decide_early=False)
         self._recover()
 
@@ -477,7 +496,7 @@ class Search:
     ) -> str:
         """Runs one open-loop step and returns its decision: pass or fail (undecided ones lean).
 
-        drain=False: a step that passes does not wait for its last answers, which then go on under the next step.
+        drain=False: a step that clearly passes does not wait for its last answers; they go on under the next step.
         """
         assert self.baseline is not None
         max_s = max_s or max(self._step_max_s(), min(STEP_REQUESTS_MIN / rate_rps, self._search_left_s))
@@ -501,7 +520,7 @@ class Search:
                     decision, reason = "fail", _backlog(growth_rps)
                 if decision == "fail":
                     break
-                if elapsed_s >= min_s and growth_rps == 0.0 and self._may_stop(pooled, tally, prove):
+                if elapsed_s >= min_s and growth_rps == 0.0 and self._may_stop(pooled, prove):
                     break
                 if elapsed_s >= min_s and self._is_hopeless(pooled):
                     break
@@ -511,7 +530,7 @@ class Search:
         self._driver.stop_issue()
         throughput = self._throughput_of(state, end_ns)
         growth_rps = state.backlog_growth_rps()
-        if drain or decision == "fail" or not self._leans_pass(state.tally(self.slos, end_ns)):
+        if drain or decision == "fail" or not self._is_known(state.tally(self.slos, end_ns)):
             self._drain(state, cancel_after_s=self._drain_s(decision))
         tally = state.tally(self.slos, self._driver.now_ns())
         if kind == "search":
@@ -523,13 +542,16 @@ class Search:
             decision, reason = tally.decide(self.slos)
         if decision != "fail" and growth_rps > BACKLOG_SHARE * rate_rps:
             decision, reason = "fail", _backlog(growth_rps)
+        if decision == "fail" and reason.startswith(BACKLOG_PREFIX):
+            self._unsustained.add(rate_rps)
         if decision == "undecided" and not self._leans_pass(tally):
             reason += " (leans to fail)"
         self._end(state, name or kind, decision, reason, t1_ns=end_ns)
         leaning = decision if decision != "undecided" else ("pass" if self._leans_pass(tally) else "fail")
         self._step_lines.append((rate_rps, decision, reason))
         if kind == "search":
-            self._narrow(rate_rps, leaning)
+            self._repeats[rate_rps] = self._repeats.get(rate_rps, 0) + 1
+            self._interval = interval_of(self._counts, self.slos, self._unsustained)
             if leaning == "fail":
                 self._recover()
         return leaning
@@ -541,13 +563,14 @@ class Search:
         wanted_s = max(planned_s, 4 * self.baseline.e2e_s)
         return max(low, min(wanted_s, high, max(self._search_left_s, low)))
 
-    def _may_stop(self, pooled: Tally, tally: Tally, prove: bool) -> bool:
+    def _may_stop(self, pooled: Tally, prove: bool) -> bool:
         """Whether enough is known to end a step that does not fail.
 
         A proof ends when every latency SLO is decided and the errors SLO either is, too, or cannot be in the time left.
+        Other steps run their whole length: near the capacity a queue takes long to show what it does.
         """
         if not prove:
-            return min(map(tally.counted, self.slos)) >= LEAN_REQUESTS and tally.leans_pass(self.slos)
+            return False
         undecided = [slo for slo in self.slos if pooled.decide_slo(slo, self.slos) == "undecided"]
         if any(slo.metric != "errors" for slo in undecided):
             return False
@@ -557,6 +580,10 @@ class Search:
     def _leans_pass(self, tally: Tally) -> bool:
         """A step in which nothing was decided says nothing against its rate."""
         return tally.leans_pass(self.slos) or not any(map(tally.counted, self.slos))
+
+    def _is_known(self, tally: Tally) -> bool:
+        """Whether the step passes so far and enough of its requests have ended to say so for every SLO."""
+        return self._leans_pass(tally) and min(map(tally.counted, self.slos)) >= STEP_REQUESTS_MIN
 
     def _is_hopeless(self, tally: Tally) -> bool:
         """Far more misses than allowed, though not yet proven, because they come in runs: the time is better spent."""
@@ -574,15 +601,6 @@ class Search:
         tpot_s = _median([o.tpot_s for o in state.outcomes.values()])
         pairs = ((ttft_s, self.baseline.ttft_s), (tpot_s, self.baseline.tpot_s))
         return any(now_s is not None and base_s and now_s > SLOWED_FACTOR * base_s for now_s, base_s in pairs)
-
-    def _narrow(self, rate_rps: float, leaning: str) -> None:
-        if leaning == "pass":
-            self._lower = max(self._lower or 0.0, rate_rps)
-        else:
-            self._upper = min(self._upper or math.inf, rate_rps)
-            if self._lower is not None and self._lower >= self._upper:
-                below = [r for r, c in self._counts.items() if r < self._upper and c.leans_pass(self.slos)]
-                self._lower = max(below, default=None)
 
     def _throughput_of(self, state: _StepState, end_ns: int) -> float:
         """Successful completions per second after settling."""
@@ -676,7 +694,14 @@ class Search:
             self._token_history.append((update.t_ns, sum(self._tokens.values())))
         if updates:
             self._observer.on_progress(self._progress(len(state.pending)))
+        if len(state.pending) > self._plan.max_in_flight:
+            self.interrupt("more requests were unanswered than the guard allows")
+            raise GuardError(
+                f"stopped by the guard: {len(state.pending)} requests were unanswered, {self._plan.max_in_flight} are "
+                "allowed (--max-in-flight)"
+            )
         if self._failures_in_a_row >= DEAD_FAILURES:
+            state.kind = "interrupted"
             self.interrupt("the service stopped answering")
             raise ServiceGoneError(
                 f"the service stopped answering: the last {self._failures_in_a_row} requests all failed to connect; "
@@ -755,7 +780,7 @@ def _mean_point(points: list[tuple[float, int]]) -> tuple[float, float]:
 
 
 def _backlog(growth_rps: float) -> str:
-    return f"backlog grows by {growth_rps:.2g} requests per second: the rate is not sustained"
+    return f"{BACKLOG_PREFIX} by {growth_rps:.2g} requests per second: the rate is not sustained"
 
 
 def _in_order(state: _StepState) -> list[Outcome]:

@@ -5,6 +5,7 @@ own page and pass through the same parser and catalogue as a real scrape. The na
 """
 
 import heapq
+import itertools
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -178,6 +179,7 @@ class VirtualDriver:
             "coalesced_count": 0,
             "timestamp_source": "virtual",
             "timestamp_error_ns": 0,
+            "chunk_error_ns": 0,
             "input_tokens": event.prompt_tokens if event else None,
             "output_tokens": output_tokens,
             "token_source": "usage" if event and event.completion_tokens is not None else "events",
@@ -203,7 +205,9 @@ class VirtualDriver:
                 ttft_s=(first_ns - flight.scheduled_ns) / NS_PER_S if first_ns else None,
                 tpot_s=(last_ns - first_ns) / NS_PER_S / gaps if first_ns and last_ns and gaps >= 1 else None,
                 e2e_s=(end_ns - flight.scheduled_ns) / NS_PER_S,
-                itl_max_s=None,
+                itl_max_s=max((b - a for a, b in itertools.pairwise(flight.chunk_ns)), default=0) / NS_PER_S
+                if len(flight.chunk_ns) > 1
+                else None,
                 input_tokens=event.prompt_tokens if event else None,
                 output_tokens=output_tokens,
                 has_first_byte=flight.first_byte_ns is not None,

@@ -219,6 +219,7 @@ def _record(
         "coalesced_count": 0,
         "timestamp_source": client.get("timestamps", "kernel"),
         "timestamp_error_ns": 50_000,
+        "chunk_error_ns": 50_000,
         "requested_input_tokens": row["isl"],
         "requested_output_tokens": row["osl"],
         "bytes_in": 0,

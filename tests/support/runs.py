@@ -211,6 +211,7 @@ def _write_requests(
                         0,
                         "kernel",
                         10_000,
+                        10_000,
                         INPUT_TOKENS if ok else None,
                         OUTPUT_TOKENS if ok else None,
                         0 if ok else None,

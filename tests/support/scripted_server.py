@@ -1,6 +1,7 @@
 """A loopback HTTP server whose answers are scripts of raw bytes and pauses, for testing the wire client."""
 
 import contextlib
+import json
 import socket
 import threading
 import time
@@ -91,10 +92,10 @@ STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-E
 END = b"0\r\n\r\n"
 
 
-def event(content: str | None = None, *, finish: str | None = None, usage: dict | None = None, end: str = "\n") -> bytes:
+def event(
+    content: str | None = None, *, finish: str | None = None, usage: dict | None = None, end: str = "\n"
+) -> bytes:
     """One chat chunk as an SSE event."""
-    import json
-
     payload: dict = {"choices": [{"index": 0, "delta": {} if content is None else {"content": content}}]}
     payload["choices"][0]["finish_reason"] = finish
     if usage is not None:

@@ -77,7 +77,7 @@ def test_too_few_requests_leave_the_interval_unproven() -> None:
     capacity = capacity_of([stage(2, 20, 20), stage(4, 5, 60)], SLOS)
     assert capacity is not None
     assert (capacity.lower_rps, capacity.upper_rps, capacity.proven) == (2, 4, False)
-    assert "too few requests" in capacity.note
+    assert "0 of 20 requests missed ttft p95 < 500ms (proof takes" in capacity.note
 
 
 def test_without_a_fail_the_capacity_is_open_above_and_without_a_pass_below() -> None:
@@ -101,3 +101,15 @@ def test_an_undecided_stage_leans_by_its_allowance_rounded_up() -> None:
     assert leans_pass({TTFT: (19, 20), ERRORS: (20, 20)}, SLOS)
     assert not leans_pass({TTFT: (18, 20), ERRORS: (20, 20)}, SLOS)
     assert not leans_pass({}, SLOS)
+
+
+def test_one_unlucky_step_is_outvoted_by_better_ones_above_it() -> None:
+    stages = [stage(2, 18, 20), stage(4, 60, 60), stage(8, 5, 60)]
+    capacity = capacity_of(stages, SLOS)
+    assert capacity is not None and (capacity.lower_rps, capacity.upper_rps) == (4, 8)
+
+
+def test_misses_at_a_lower_rate_speak_against_a_lucky_higher_one() -> None:
+    stages = [stage(2, 60, 60), stage(4, 45, 60, effective=0.2), stage(6, 19, 20), stage(8, 5, 60)]
+    capacity = capacity_of(stages, SLOS)
+    assert capacity is not None and (capacity.lower_rps, capacity.upper_rps) == (2, 4)

@@ -79,9 +79,12 @@ os.kill(os.getpid(), 9)
 
 
 def test_a_directory_is_never_overwritten(tmp_path: Path) -> None:
-    RunWriter(tmp_path / "run", manifest())
-    with pytest.raises(UsageError, match="already exists"):
-        RunWriter(tmp_path / "run", manifest())
+    writer = RunWriter(tmp_path / "run", manifest())
+    for _ in range(2):
+        with pytest.raises(UsageError, match="already exists"):
+            RunWriter(tmp_path / "run", manifest())
+        if writer.manifest.status == "running":
+            writer.seal("complete")
 
 
 @pytest.mark.parametrize(

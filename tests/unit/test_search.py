@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pinchpoint.errors import GuardError
 from pinchpoint.lab.params import LabParams
 from pinchpoint.model import Manifest
 from pinchpoint.plan import ClosedStage, OpenStage, build_plan
@@ -107,6 +108,19 @@ def test_plan_stages_run_as_written_instead_of_a_search(tmp_path: Path) -> None:
     window = ((second.t0_ns + second.settle_ns) / 1e9, second.t1_ns / 1e9)
     in_flight = view.in_flight(np.linspace(*window, 100), second)
     assert in_flight.max() <= 4
+
+
+def test_a_guard_ends_a_run_that_would_bury_the_service(tmp_path: Path) -> None:
+    with pytest.raises(GuardError, match="--max-in-flight"):
+        search(tmp_path, "slot-cap", max_in_flight=20, slos=("ttft p95 < 60s",))
+    manifest = read_run(tmp_path / "run").manifest
+    assert manifest.status == "aborted"
+    assert manifest.stages[-1].name == "interrupted"
+
+
+def test_an_itl_slo_is_searched_for_like_any_other(tmp_path: Path) -> None:
+    manifest = search(tmp_path, "none", slos=("itl p95 < 1ms",), budget_s=60.0)
+    assert rates(manifest, "fail") and not rates(manifest, "pass")
 
 
 def test_every_issued_request_has_one_record_and_every_record_was_scheduled(tmp_path: Path) -> None:

@@ -5,7 +5,8 @@ may have ended or when it has nothing better to do, so that decoding JSON never 
 keeps its own stamp, parsing late does not change any instant.
 
 When several events lie in one read, the stamp belongs to the last of them; the earlier ones are counted in
-`coalesced_count`, and the distance to the previous read bounds their error.
+`coalesced_count`, and the distance to the previous read bounds their error. That touches a latency only when the first
+token is among them: the last token is always the one stamped.
 """
 
 import math
@@ -68,6 +69,7 @@ class Exchange:
         "finish_reason",
         "first_byte_ns",
         "first_content_ns",
+        "first_token_error_ns",
         "first_token_ns",
         "headers_ns",
         "http_status",
@@ -99,6 +101,7 @@ class Exchange:
         self.chunk_ns: list[int] = []
         self.coalesced_count = 0
         self.coalesced_error_ns = 0
+        self.first_token_error_ns = 0
         self.stamp_error_ns = 0
         self.stamps_kernel = 0
         self.stamps_user = 0
@@ -151,7 +154,10 @@ class Exchange:
                 return
             if self._events_in_read > 1:
                 self.coalesced_count += self._events_in_read - 1
-                self.coalesced_error_ns = max(self.coalesced_error_ns, stamp_ns - self._previous_stamp_ns)
+                gap_ns = stamp_ns - self._previous_stamp_ns
+                self.coalesced_error_ns = max(self.coalesced_error_ns, gap_ns)
+                if len(self.chunk_ns) == self._events_in_read:
+                    self.first_token_error_ns = gap_ns
             if self.complete or self.status is not None:
                 return
 

@@ -181,6 +181,7 @@ class _Worker:
                 _tokens_per_chunk(len(exchange.chunk_ns), output_tokens),
                 exchange.coalesced_count,
                 _source(exchange),
+                exchange.stamp_error_ns + exchange.first_token_error_ns if exchange.bytes_in else None,
                 exchange.stamp_error_ns + exchange.coalesced_error_ns if exchange.bytes_in else None,
                 usage.input_tokens if usage else None,
                 output_tokens,

@@ -81,9 +81,11 @@ def embedded_json(data: Any) -> Markup:
 
 def command_line(view: RunView, verdict: Verdict) -> str:
     """A command that repeats the run: the recorded one when the manifest has it, else rebuilt from the facts."""
-    recorded = view.manifest.plan.get("command")
-    if isinstance(recorded, list) and recorded:
-        return visible(shlex.join(str(word) for word in recorded), length_max=2000)
+    recorded = list(view.manifest.command)
+    if recorded:
+        if "--seed" not in recorded:
+            recorded += ["--seed", str(view.manifest.seed)]
+        return visible(shlex.join(recorded), length_max=2000)
     command = ["pinchpoint", "run", visible(verdict.target.url)]
     if verdict.target.model:
         command += ["--model", visible(verdict.target.model)]

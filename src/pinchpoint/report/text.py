@@ -152,7 +152,8 @@ def _title(verdict: Verdict, view: RunView | None) -> Text:
     if view is not None and view.manifest.stages:
         about.append(format_duration((max(stage.drained_ns for stage in view.stages) - view.t0_ns) / NS_PER_S))
     about += [target.model] if target.model else []
-    line = Text.assemble(("Pinchpoint", "bold cyan"), "  ", (" · ".join(map(visible, about)), "dim"))
+    stopped = (("aborted", "bold red"), "  ") if verdict.status == "aborted" else ()
+    line = Text.assemble(("Pinchpoint", "bold cyan"), "  ", *stopped, (" · ".join(map(visible, about)), "dim"))
     line.no_wrap, line.overflow = True, "ellipsis"
     return line
 

@@ -68,6 +68,13 @@ def test_events_that_share_a_read_are_counted_and_their_error_bounded() -> None:
     assert exchange.chunk_ns == [20, 30, 30, 30]
     assert exchange.coalesced_count == 2
     assert exchange.coalesced_error_ns == 10
+    assert exchange.first_token_error_ns == 0
+
+
+def test_a_first_token_that_shares_its_read_has_an_uncertain_latency() -> None:
+    exchange = answer(STREAM_HEAD, chunk(event("a")) + chunk(event("b")), chunk(event("c")))
+    assert exchange.first_token_ns == 20
+    assert exchange.first_token_error_ns == 10
 
 
 def test_crlf_events_count_like_lf_events() -> None:
