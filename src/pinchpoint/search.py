@@ -26,11 +26,12 @@ import numpy as np
 from pinchpoint.capacity import Interval, Tally, interval_of, requests_needed
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.errors import GuardError, UnsupportedMeasurementError
-from pinchpoint.load.messages import Outcome, Pending, Update
+from pinchpoint.load.messages import Outcome, Update
 from pinchpoint.model import Progress, Slo, Stage, StageKind
 from pinchpoint.plan import ClosedStage, OpenStage, Plan
-from pinchpoint.slo import derive_slos, request_meets, surely_missed
-from pinchpoint.stats import effective_ratio, is_stationary
+from pinchpoint.slo import derive_slos
+from pinchpoint.stats import is_stationary
+from pinchpoint.step import StepState
 from pinchpoint.workload.schedule import ScheduledRequest, Scheduler
 
 POLL_S = 0.1
@@ -45,8 +46,10 @@ OVERLOAD_BUDGET_MAX_RATIO = 0.25
 OVERLOAD_RANGE_S = (8.0, 30.0)
 OVERLOAD_FACTOR = 1.5
 """Times the highest throughput seen: what gives way first is then saturated, whatever SLO broke before."""
-BEYOND_FACTOR = 1.2
-"""At least so far beyond the lowest failing rate."""
+OVERLOAD_TRIES = 4
+MILD_REQUESTS = 8
+MILD_MISS_RATIO = 0.5
+"""An overload step of which so many requests are decided and fewer than this share missed an SLO did not break it."""
 STEP_COUNT_PLANNED = 5
 """Search steps that the budget is divided by."""
 STEP_RANGE_S = (4.0, 60.0)
@@ -73,8 +76,6 @@ THROUGHPUT_MARGIN = 0.93
 """Next guess below a failing step's throughput: a queue needs some slack to be stable."""
 BACKLOG_PREFIX = "backlog grows"
 """How the reason of a stage begins that failed because it was not sustained; the judge knows it by this."""
-BACKLOG_POINTS_MIN = 20
-"""Two seconds of readings."""
 BACKLOG_SHARE = 0.1
 """A step in which more than this share of the offered requests piles up is not sustained."""
 DRAIN_MAX_S = 8.0
@@ -115,97 +116,6 @@ class ServiceGoneError(UnsupportedMeasurementError):
     """The service stopped answering in the middle of the run."""
 
 
-class _StepState:
-    """What is known of the running step: outcomes by request, decided prefix per SLO, backlog over time."""
-
-    def __init__(
-        self,
-        requests: Sequence[ScheduledRequest],
-        t0_ns: int,
-        settle_ns: int,
-        kind: StageKind,
-        rate_rps: float | None,
-        concurrency: int | None,
-    ) -> None:
-        self.kind: StageKind = kind
-        self.rate_rps = rate_rps
-        self.concurrency = concurrency
-        self.t0_ns = t0_ns
-        self.settle_ns = settle_ns
-        self.outcomes: dict[int, Outcome] = {}
-        self.pending: dict[int, Pending] = {}
-        self.backlog: list[tuple[float, int]] = []
-        self._order = [r for r in requests if r.offset_ns is not None and r.offset_ns >= settle_ns]
-
-    def tally(self, slos: Sequence[Slo], now_ns: int) -> Tally:
-        """Counts per SLO over the longest decided prefix."""
-        attainment: dict[str, tuple[int, int]] = {}
-        effective: dict[str, float] = {}
-        for slo in slos:
-            outcomes: list[bool] = []
-            for request in self._order:
-                known, verdict = self._verdict(slo, request, now_ns)
-                if not known:
-                    break
-                if verdict is not None:
-                    outcomes.append(verdict)
-            attainment[slo.text] = (outcomes.count(True), len(outcomes))
-            effective[slo.text] = effective_ratio(outcomes)
-        return Tally.of(attainment, effective)
-
-    def _verdict(self, slo: Slo, request: ScheduledRequest, now_ns: int) -> tuple[bool, bool | None]:
-        """(decided, met). A request that was withdrawn undecided is decided and does not count."""
-        if (outcome := self.outcomes.get(request.request_id)) is not None:
-            if outcome.status == "cancelled":
-                missed = surely_missed(
-                    slo,
-                    age_s=outcome.e2e_s,
-                    has_first_byte=outcome.has_first_byte,
-                    since_first_token_s=outcome.since_first_token_s,
-                    max_output_tokens=outcome.max_output_tokens,
-                )
-                return True, False if missed else None
-            return True, request_meets(
-                slo,
-                status=outcome.status,
-                ttft_s=outcome.ttft_s,
-                tpot_s=outcome.tpot_s,
-                e2e_s=outcome.e2e_s,
-                itl_max_s=outcome.itl_max_s,
-            )
-        pending = self.pending.get(request.request_id)
-        if pending is None:
-            return False, None
-        if slo.metric == "ttft" and pending.first_token_ns is not None:
-            return True, (pending.first_token_ns - pending.scheduled_ns) / NS_PER_S < slo.limit
-        first_ns = pending.first_token_ns
-        missed = surely_missed(
-            slo,
-            age_s=(now_ns - pending.scheduled_ns) / NS_PER_S,
-            has_first_byte=pending.has_first_byte,
-            since_first_token_s=(now_ns - first_ns) / NS_PER_S if first_ns is not None else None,
-            max_output_tokens=pending.max_output_tokens,
-        )
-        return (True, False) if missed else (False, None)
-
-    def backlog_growth_rps(self) -> float:
-        """Requests per second by which the backlog grows, clearly above noise; 0 otherwise.
-
-        Compares the end of the step with the middle of its settled part: by then a stable service has filled up to
-        what the rate needs. In a stable queue two counts some service times apart differ by the square root of twice
-        their mean (Poisson, independent). Four of those are called clear, because one looks at every reading.
-        """
-        settle_s = self.settle_ns / NS_PER_S
-        points = [(t_s, n) for t_s, n in self.backlog if t_s >= settle_s]
-        if len(points) < BACKLOG_POINTS_MIN:
-            return 0.0
-        edge = max(1, len(points) // 10)
-        middle = points[len(points) // 2 - edge : len(points) // 2 + edge]
-        (t_middle_s, n_middle), (t_end_s, n_end) = _mean_point(middle), _mean_point(points[-2 * edge :])
-        grown, (_, n_mean) = n_end - n_middle, _mean_point(points)
-        return grown / (t_end_s - t_middle_s) if grown > 4 * math.sqrt(2 * max(n_mean, 1.0)) else 0.0
-
-
 class Baseline(msgspec.Struct, frozen=True):
     """Medians of the unloaded service. None where the service does not stream."""
 
@@ -239,7 +149,7 @@ class Search:
         self._client_busy: deque[float] = deque(maxlen=20)
         self._step_lines: list[tuple[float, str, str]] = []
         self._phase, self._detail = "warm-up", ""
-        self._current: _StepState | None = None
+        self._current: StepState | None = None
         self._rate_rps: float | None = None
         self._interval = Interval(None, False, None, False)
         self._unsustained: set[float] = set()
@@ -293,7 +203,7 @@ class Search:
         stationary = False
         while True:
             self._poll(state)
-            done = _in_order(state)
+            done = state.in_order()
             answered = [o for o in done if o.status == "ok"]
             elapsed_s = (self._driver.now_ns() - t0_ns) / NS_PER_S
             stationary = len(answered) >= WARMUP_REQUESTS_MIN and self._looks_stationary(answered)
@@ -305,7 +215,7 @@ class Search:
                 break
         self._driver.stop_issue()
         self._drain(state, cancel_after_s=0.0 if not answered else max(2.0, answered[-1].e2e_s * 2))
-        answered = [o for o in _in_order(state) if o.status == "ok"]
+        answered = [o for o in state.in_order() if o.status == "ok"]
         if not answered:
             self._end(state, "warm-up", "none", "no request was answered")
             first = next(iter(state.outcomes.values()), None)
@@ -428,12 +338,17 @@ class Search:
         return missing / rate_rps
 
     def _overload(self) -> None:
+        """One step that breaks the service; a rate that turns out not to is raised."""
         if self._upper is None or self._left_s < OVERLOAD_RANGE_S[0] / 2:
             return
         self._phase = "overload"
         carried_rps = max(self._lower or 0.0, *self._throughput.values())
-        rate_rps = _neat(max(OVERLOAD_FACTOR * carried_rps, BEYOND_FACTOR * self._upper))
-        self._step(rate_rps, kind="overload", max_s=min(self._overload_s, max(self._left_s, 4.0)), decide_early=False)
+        rate_rps = OVERLOAD_FACTOR * (carried_rps or self._upper)
+        for _ in range(OVERLOAD_TRIES):
+            max_s = min(self._overload_s, max(self._left_s, STEP_RANGE_S[0]))
+            if self._step(_neat(rate_rps), kind="overload", max_s=max_s, decide_early=False) != "mild":
+                break
+            rate_rps *= BRACKET_FACTOR
         self._recover()
 
     def _run_plan_stages(self) -> None:
@@ -472,7 +387,7 @@ class Search:
         recovered = False
         while not recovered and (self._driver.now_ns() - t0_ns) / NS_PER_S < min(RECOVERY_MAX_S, self._left_s + 4):
             self._poll(state)
-            last = [o for o in _in_order(state) if o.status == "ok"][-1:]
+            last = [o for o in state.in_order() if o.status == "ok"][-1:]
             recovered = bool(last) and (last[0].ttft_s or last[0].e2e_s) <= RECOVERY_FACTOR * reference_s
         self._driver.stop_issue()
         self._drain(state, cancel_after_s=0.0)
@@ -494,7 +409,8 @@ class Search:
         drain: bool = True,
         name: str | None = None,
     ) -> str:
-        """Runs one open-loop step and returns its decision: pass or fail (undecided ones lean).
+        """Runs one open-loop step and returns its decision: pass or fail (undecided ones lean), mild for an overload
+        step that was ended because it does not break the service.
 
         drain=False: a step that clearly passes does not wait for its last answers; they go on under the next step.
         """
@@ -524,6 +440,9 @@ class Search:
                     break
                 if elapsed_s >= min_s and self._is_hopeless(pooled):
                     break
+            elif kind == "overload" and elapsed_s >= min_s and self._is_mild(state.tally(self.slos, now_ns)):
+                state.kind, decision = "search", "mild"
+                break
             if elapsed_s >= max_s:
                 break
         end_ns = min(self._driver.now_ns(), t0_ns + round(max_s * NS_PER_S))
@@ -533,6 +452,7 @@ class Search:
         if drain or decision == "fail" or not self._is_known(state.tally(self.slos, end_ns)):
             self._drain(state, cancel_after_s=self._drain_s(decision))
         tally = state.tally(self.slos, self._driver.now_ns())
+        mild = decision == "mild"
         if kind == "search":
             tally = tally.plus(self._counts.get(rate_rps, Tally()))
             self._counts[rate_rps] = tally
@@ -546,9 +466,11 @@ class Search:
             self._unsustained.add(rate_rps)
         if decision == "undecided" and not self._leans_pass(tally):
             reason += " (leans to fail)"
-        self._end(state, name or kind, decision, reason, t1_ns=end_ns)
+        self._end(state, name or state.kind, decision, reason, t1_ns=end_ns)
         leaning = decision if decision != "undecided" else ("pass" if self._leans_pass(tally) else "fail")
         self._step_lines.append((rate_rps, decision, reason))
+        if mild:
+            return "mild"
         if kind == "search":
             self._repeats[rate_rps] = self._repeats.get(rate_rps, 0) + 1
             self._interval = interval_of(self._counts, self.slos, self._unsustained)
@@ -581,6 +503,12 @@ class Search:
         """A step in which nothing was decided says nothing against its rate."""
         return tally.leans_pass(self.slos) or not any(map(tally.counted, self.slos))
 
+    def _is_mild(self, tally: Tally) -> bool:
+        if max(map(tally.counted, self.slos)) < MILD_REQUESTS:
+            return False
+        counts = [tally.attainment[slo.text] for slo in self.slos]
+        return all(counted - met < MILD_MISS_RATIO * counted for met, counted in counts if counted)
+
     def _is_known(self, tally: Tally) -> bool:
         """Whether the step passes so far and enough of its requests have ended to say so for every SLO."""
         return self._leans_pass(tally) and min(map(tally.counted, self.slos)) >= STEP_REQUESTS_MIN
@@ -594,7 +522,7 @@ class Search:
                 return True
         return False
 
-    def _is_slower_than_unloaded(self, state: _StepState) -> bool:
+    def _is_slower_than_unloaded(self, state: StepState) -> bool:
         """While nothing slows down, the bracket may take strides of twice the usual length (in the logarithm)."""
         assert self.baseline is not None
         ttft_s = _median([o.ttft_s for o in state.outcomes.values()])
@@ -602,7 +530,7 @@ class Search:
         pairs = ((ttft_s, self.baseline.ttft_s), (tpot_s, self.baseline.tpot_s))
         return any(now_s is not None and base_s and now_s > SLOWED_FACTOR * base_s for now_s, base_s in pairs)
 
-    def _throughput_of(self, state: _StepState, end_ns: int) -> float:
+    def _throughput_of(self, state: StepState, end_ns: int) -> float:
         """Successful completions per second after settling."""
         start_ns = state.t0_ns + state.settle_ns
         ended = sum(
@@ -635,16 +563,16 @@ class Search:
         settle_ns: int = 0,
         rate_rps: float | None = None,
         concurrency: int | None = None,
-    ) -> tuple[_StepState, int]:
+    ) -> tuple[StepState, int]:
         t0_ns = self._driver.now_ns() + round(LEAD_S * NS_PER_S)
         self._observer.on_schedule(requests)
-        state = self._current = _StepState(requests, t0_ns, settle_ns, kind, rate_rps, concurrency)
+        state = self._current = StepState(requests, t0_ns, settle_ns, kind, rate_rps, concurrency)
         self._driver.start_step(len(self.stages), t0_ns, requests)
         return state, t0_ns
 
     def _end(
         self,
-        state: _StepState,
+        state: StepState,
         name: str,
         decision: str,
         reason: str,
@@ -672,7 +600,7 @@ class Search:
         self.stages.append(stage)
         self._observer.on_stage(stage)
 
-    def _poll(self, state: _StepState) -> bool:
+    def _poll(self, state: StepState) -> bool:
         """One round: waits, takes what came into the state, shows progress. False when nothing came."""
         updates = self._driver.poll(POLL_S)
         stage = len(self.stages)
@@ -728,7 +656,7 @@ class Search:
         elif outcome.status != "cancelled":
             self._failures_in_a_row = 0
 
-    def _drain(self, state: _StepState, *, cancel_after_s: float) -> None:
+    def _drain(self, state: StepState, *, cancel_after_s: float) -> None:
         """Waits for what is in flight; withdraws what has not ended after a while."""
         deadline_ns = self._driver.now_ns() + round(cancel_after_s * NS_PER_S)
         first = True
@@ -741,7 +669,7 @@ class Search:
             while state.pending and self._driver.now_ns() < give_up_ns:
                 self._take(state)
 
-    def _take(self, state: _StepState) -> None:
+    def _take(self, state: StepState) -> None:
         failures, self._failures_in_a_row = self._failures_in_a_row, 0
         self._poll(state)
         self._failures_in_a_row = failures
@@ -775,16 +703,8 @@ class Search:
         )
 
 
-def _mean_point(points: list[tuple[float, int]]) -> tuple[float, float]:
-    return sum(t_s for t_s, _ in points) / len(points), sum(n for _, n in points) / len(points)
-
-
 def _backlog(growth_rps: float) -> str:
     return f"{BACKLOG_PREFIX} by {growth_rps:.2g} requests per second: the rate is not sustained"
-
-
-def _in_order(state: _StepState) -> list[Outcome]:
-    return sorted(state.outcomes.values(), key=lambda o: o.scheduled_ns)
 
 
 def _median(values: Sequence[float | None]) -> float | None:
