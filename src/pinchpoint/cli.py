@@ -298,11 +298,12 @@ def demo(
     budget: Annotated[str, Parameter(help="Time for the search.")] = "80s",
     seed: int | None = None,
     out: Annotated[Path | None, Parameter(group=_OUTPUT, help="Run directory to write; must not exist.")] = None,
+    as_json: Json = False,
 ) -> int:
     """Start the lab with one hidden bottleneck, run the main job against it, then compare with the truth."""
     from pinchpoint.demo import run_demo
 
-    return run_demo(fault=fault, budget=budget, seed=seed, out=out)
+    return run_demo(fault=fault, budget=budget, seed=seed, out=out, as_json=as_json)
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -1,7 +1,7 @@
 """The demo: the lab with a hidden bottleneck, the main job against it, and the truth afterwards.
 
 The lab is another process that draws the fault by itself and writes it to a file; this process starts it, runs the
-main job, and opens the file only when the answer has been printed.
+main job, and opens the file only when the answer has been given.
 """
 
 import json
@@ -10,11 +10,11 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
-from pinchpoint.errors import EXIT_OK, PinchpointError
+from pinchpoint.errors import EXIT_OK, EXIT_SLO_FAILED, PinchpointError
 
-_PINCHPOINT = (sys.executable, "-m", "pinchpoint")
-LAB_READY_S = 15.0
+PINCHPOINT = (sys.executable, "-m", "pinchpoint")
 STOP_TIMEOUT_S = 5.0
 
 
@@ -22,24 +22,25 @@ class DemoError(PinchpointError):
     """The lab could not be started."""
 
 
-def run_demo(*, fault: str, budget: str, seed: int | None, out: Path | None) -> int:
+def run_demo(*, fault: str, budget: str, seed: int | None, out: Path | None, as_json: bool) -> int:
     """Returns 0 when the main job gave an answer, whatever the answer; otherwise its exit code."""
     seed = seed if seed is not None else random.SystemRandom().randrange(1, 2**31)
     with tempfile.TemporaryDirectory(prefix="pinchpoint-demo-") as directory:
         truth_path = Path(directory) / "truth.json"
         hidden = ["--fault", fault, "--seed", str(seed), "--truth-file", str(truth_path)]
         lab = subprocess.Popen(
-            [*_PINCHPOINT, "lab", "serve", "--port", "0", "--json", *hidden],
-            stdout=subprocess.PIPE,
-            text=True,
+            [*PINCHPOINT, "lab", "serve", "--port", "0", "--json", *hidden], stdout=subprocess.PIPE, text=True
         )
         try:
             url = _await_url(lab)
-            print(f"The lab serves at {url} with one hidden bottleneck. Running: pinchpoint run {url}\n", flush=True)
-            command = [*_PINCHPOINT, "run", url, "--budget", budget, "--seed", str(seed)]
-            if out is not None:
-                command += ["--out", str(out)]
-            code = subprocess.run(command, check=False).returncode
+            words = ["run", url, "--budget", budget, "--seed", str(seed)]
+            words += ["--out", str(out)] if out is not None else []
+            words += ["--json"] if as_json else []
+            if not as_json:
+                print(f"The lab serves at {url}; what limits it is hidden. Running: pinchpoint run {url}\n", flush=True)
+            main_job = subprocess.run(
+                [*PINCHPOINT, *words], check=False, text=True, stdout=subprocess.PIPE if as_json else None
+            )
         finally:
             lab.terminate()
             try:
@@ -47,13 +48,24 @@ def run_demo(*, fault: str, budget: str, seed: int | None, out: Path | None) -> 
             except subprocess.TimeoutExpired:
                 lab.kill()
                 lab.wait()
-        if code not in (EXIT_OK, 1):
-            return code
+        if main_job.returncode not in (EXIT_OK, EXIT_SLO_FAILED):
+            print(main_job.stdout or "", end="")
+            return main_job.returncode
         truth = json.loads(truth_path.read_text(encoding="utf-8"))
-        print(f"\nThe truth, opened only now: {truth['fault']} - {truth['physics']}")
-        if truth["expected_rule"]:
-            print(f"The rule that should have found it: {truth['expected_rule']}")
+    if as_json:
+        document = {"schema": "pinchpoint.demo/1", "verdict": json.loads(main_job.stdout), "truth": truth}
+        print(json.dumps(document, indent=2))
+    else:
+        _reveal(truth)
     return EXIT_OK
+
+
+def _reveal(truth: dict[str, Any]) -> None:
+    print(f"\nThe truth, opened only now: {truth['fault']}. {truth['physics']}")
+    if truth["expected_rule"]:
+        print(f"The rule that finds it: {truth['expected_rule']} (see `pinchpoint rules {truth['expected_rule']}`).")
+    else:
+        print("Nothing is wrong with this service: whatever gave way is its physical limit.")
 
 
 def _await_url(lab: "subprocess.Popen[str]") -> str:
@@ -64,4 +76,4 @@ def _await_url(lab: "subprocess.Popen[str]") -> str:
         document += line
         if line.startswith("}"):
             return str(json.loads(document)["url"])
-    raise DemoError(f"the lab ended before it listened (exit code {lab.wait(LAB_READY_S)}); see its message above")
+    raise DemoError(f"the lab ended before it listened (exit code {lab.wait()}); see its message above")

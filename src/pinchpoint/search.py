@@ -16,27 +16,23 @@ Everything here happens through a Driver, so the same search runs against a real
 """
 
 import math
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 import msgspec
 import numpy as np
 
-from pinchpoint.capacity import Interval, Tally, interval_of, requests_needed
+from pinchpoint.capacity import Tally, interval_of, requests_needed
 from pinchpoint.clock import NS_PER_S
-from pinchpoint.errors import GuardError, UnsupportedMeasurementError
-from pinchpoint.load.messages import Outcome, Update
-from pinchpoint.model import Progress, Slo, Stage, StageKind
+from pinchpoint.errors import UnsupportedMeasurementError
+from pinchpoint.load.messages import Outcome
+from pinchpoint.model import Slo, StageKind
 from pinchpoint.plan import ClosedStage, OpenStage, Plan
 from pinchpoint.slo import derive_slos
 from pinchpoint.stats import is_stationary
 from pinchpoint.step import StepState
-from pinchpoint.workload.schedule import ScheduledRequest, Scheduler
+from pinchpoint.stepper import Driver, Observer, Stepper
+from pinchpoint.workload.schedule import Scheduler
 
-POLL_S = 0.1
-LEAD_S = 0.25
-"""From handing out a step to its first instant: time to build and deliver its requests."""
 WARMUP_BUDGET_RATIO = 0.15
 WARMUP_MAX_S = 40.0
 WARMUP_REQUESTS_MIN = 8
@@ -84,36 +80,6 @@ RECOVERY_FACTOR = 2.0
 """The service is itself again when single requests are within this factor of the unloaded TTFT."""
 CLIENT_BUSY_MAX = 0.9
 """Above this share of a core the load loop is the limit; going higher would measure ourselves."""
-DEAD_FAILURES = 20
-"""So many transport failures with nothing else between them: the service is gone."""
-PROGRESS_WINDOW_S = 5.0
-
-
-class Driver(Protocol):
-    """Carries out steps. Real: processes and sockets. Virtual: the lab's engine on a simulated clock."""
-
-    def now_ns(self) -> int: ...
-    def start_step(self, stage: int, t0_ns: int, requests: Sequence[ScheduledRequest]) -> None: ...
-    def poll(self, timeout_s: float) -> list[Update]:
-        """Waits (or advances virtual time) up to timeout_s; returns what the load processes report."""
-        ...
-
-    def stop_issue(self) -> None: ...
-    def cancel(self, reason: str) -> None: ...
-
-
-class Observer(Protocol):
-    """Hears what happens; the runner stores and shows it."""
-
-    def on_schedule(self, requests: Sequence[ScheduledRequest]) -> None: ...
-    def on_stage(self, stage: Stage) -> None: ...
-    def on_slos(self, slos: tuple[Slo, ...], derived: bool) -> None: ...
-    def on_progress(self, progress: Progress) -> None: ...
-    def on_event(self, kind: str, **fields: object) -> None: ...
-
-
-class ServiceGoneError(UnsupportedMeasurementError):
-    """The service stopped answering in the middle of the run."""
 
 
 class Baseline(msgspec.Struct, frozen=True):
@@ -136,22 +102,10 @@ class Search:
         self._scheduler = scheduler
         self._plan = plan
         self.slos = slos
-        self.stages: list[Stage] = []
+        self._steps = Stepper(driver, observer, plan)
         self.baseline: Baseline | None = None
         self.on_baseline: Callable[[Baseline], None] | None = None
         """Called once the unloaded latencies are known, before the first search step (prompts are re-fitted)."""
-        self._begun_ns = driver.now_ns()
-        self._ended: deque[tuple[int, Outcome]] = deque(maxlen=20000)
-        self._completed = self._failed = 0
-        self._failures_in_a_row = 0
-        self._tokens: dict[int, int] = {}
-        self._token_history: deque[tuple[int, int]] = deque(maxlen=600)
-        self._client_busy: deque[float] = deque(maxlen=20)
-        self._step_lines: list[tuple[float, str, str]] = []
-        self._phase, self._detail = "warm-up", ""
-        self._current: StepState | None = None
-        self._rate_rps: float | None = None
-        self._interval = Interval(None, False, None, False)
         self._unsustained: set[float] = set()
         self._counts: dict[float, Tally] = {}
         """rate -> pooled counts of every step at that rate: the test is valid however the requests were spread."""
@@ -172,13 +126,9 @@ class Search:
         self._refine()
         self._overload()
 
-    @property
-    def _elapsed_s(self) -> float:
-        return (self._driver.now_ns() - self._begun_ns) / NS_PER_S
-
-    @property
-    def _left_s(self) -> float:
-        return self._plan.budget_s - self._elapsed_s
+    def interrupt(self, reason: str) -> None:
+        """Ends the running stage at once, so that what was measured of it is kept and can be judged."""
+        self._steps.interrupt(reason)
 
     @property
     def _overload_s(self) -> float:
@@ -190,22 +140,22 @@ class Search:
     @property
     def _search_left_s(self) -> float:
         """Budget without what the overload step and the recovery after it need."""
-        return self._left_s - self._overload_s - 2.0
+        return self._steps.left_s - self._overload_s - 2.0
 
     # -- phases ----------------------------------------------------------------------------------------------------
 
     def _warm_up(self) -> None:
-        self._phase = "warm-up"
-        self._rate_rps = None
+        self._steps.phase = "warm-up"
+        self._steps.rate_rps = None
         limit_s = min(WARMUP_MAX_S, WARMUP_BUDGET_RATIO * self._plan.budget_s)
-        requests = self._scheduler.closed_loop(len(self.stages), 1, WARMUP_REQUESTS_MAX)
-        state, t0_ns = self._begin(requests, "warmup", concurrency=1)
+        requests = self._scheduler.closed_loop(len(self._steps.stages), 1, WARMUP_REQUESTS_MAX)
+        state, t0_ns = self._steps.begin(requests, "warmup", concurrency=1)
         stationary = False
         while True:
-            self._poll(state)
+            self._steps.poll(state)
             done = state.in_order()
             answered = [o for o in done if o.status == "ok"]
-            elapsed_s = (self._driver.now_ns() - t0_ns) / NS_PER_S
+            elapsed_s = self._steps.since_s(t0_ns)
             stationary = len(answered) >= WARMUP_REQUESTS_MIN and self._looks_stationary(answered)
             if stationary or len(done) >= WARMUP_REQUESTS_MAX:
                 break
@@ -214,10 +164,10 @@ class Search:
             if elapsed_s >= max(3 * limit_s, self._plan.timeout_s + 1) or (len(done) >= 5 and not answered):
                 break
         self._driver.stop_issue()
-        self._drain(state, cancel_after_s=0.0 if not answered else max(2.0, answered[-1].e2e_s * 2))
+        self._steps.drain(state, cancel_after_s=0.0 if not answered else max(2.0, answered[-1].e2e_s * 2))
         answered = [o for o in state.in_order() if o.status == "ok"]
         if not answered:
-            self._end(state, "warm-up", "none", "no request was answered")
+            self._steps.end(state, "warm-up", "none", "no request was answered")
             first = next(iter(state.outcomes.values()), None)
             cause = f"{first.status}: {first.error}" if first else "no answer in time"
             raise UnsupportedMeasurementError(f"the service answered no request of the warm-up ({cause})")
@@ -228,7 +178,7 @@ class Search:
             if stationary
             else f"not yet stationary after {len(answered)} requests; the time for it was up"
         )
-        self._end(state, "warm-up", "none", reason, settle_ns=settle_ns)
+        self._steps.end(state, "warm-up", "none", reason, settle_ns=settle_ns)
         planned = {r.request_id: r.input_tokens for r in requests}
         self.baseline = Baseline(
             ttft_s=_median([o.ttft_s for o in settled]),
@@ -256,7 +206,7 @@ class Search:
 
     def _bracket(self) -> None:
         """Short steps: a wrong lean to pass costs nothing here, because the ends are proven later."""
-        self._phase = "search"
+        self._steps.phase = "search"
         assert self.baseline is not None
         rate_rps = FIRST_CONCURRENCY / self.baseline.e2e_s
         ceiling_rps = self._plan.max_rate_rps or math.inf
@@ -285,13 +235,13 @@ class Search:
             if self._upper is None:
                 # Nothing failed and nothing else is left to do: all the time goes into the one rate that counts.
                 if lower_s > 0:
-                    self._step(self._lower, max_s=max(left_s, self._left_s - 2.0), prove=True)
+                    self._step(self._lower, max_s=max(left_s, self._steps.left_s - 2.0), prove=True)
                 return
             if next_rps and (self._upper / self._lower > WIDE_RATIO or left_s > self._step_max_s() + lower_s):
                 self._step(next_rps)
             elif 0 < lower_s <= left_s:
                 self._step(self._lower, max_s=left_s, prove=True)
-            elif not self._interval.upper_proven and self._repeats.get(self._upper, 0) < REPEATS_MAX:
+            elif not self._steps.interval.upper_proven and self._repeats.get(self._upper, 0) < REPEATS_MAX:
                 self._step(self._upper)
             elif next_rps:
                 self._step(next_rps)
@@ -302,11 +252,11 @@ class Search:
 
     @property
     def _lower(self) -> float | None:
-        return self._interval.lower_rps
+        return self._steps.interval.lower_rps
 
     @property
     def _upper(self) -> float | None:
-        return self._interval.upper_rps
+        return self._steps.interval.upper_rps
 
     def _next_rate(self) -> float | None:
         """Between the ends; first where the failing step's throughput says that the queue would be stable.
@@ -339,20 +289,20 @@ class Search:
 
     def _overload(self) -> None:
         """One step that breaks the service; a rate that turns out not to is raised."""
-        if self._upper is None or self._left_s < OVERLOAD_RANGE_S[0] / 2:
+        if self._upper is None or self._steps.left_s < OVERLOAD_RANGE_S[0] / 2:
             return
-        self._phase = "overload"
+        self._steps.phase = "overload"
         carried_rps = max(self._lower or 0.0, *self._throughput.values())
         rate_rps = OVERLOAD_FACTOR * (carried_rps or self._upper)
         for _ in range(OVERLOAD_TRIES):
-            max_s = min(self._overload_s, max(self._left_s, STEP_RANGE_S[0]))
+            max_s = min(self._overload_s, max(self._steps.left_s, STEP_RANGE_S[0]))
             if self._step(_neat(rate_rps), kind="overload", max_s=max_s, decide_early=False) != "mild":
                 break
             rate_rps *= BRACKET_FACTOR
         self._recover()
 
     def _run_plan_stages(self) -> None:
-        self._phase = "load"
+        self._steps.phase = "load"
         for i, spec in enumerate(self._plan.stages):
             name = spec.name or f"stage {i + 1}"
             if isinstance(spec, OpenStage):
@@ -362,39 +312,39 @@ class Search:
 
     def _closed_stage(self, spec: ClosedStage, name: str) -> None:
         assert self.baseline is not None
-        self._rate_rps = None
-        self._detail = f"{name}: {spec.concurrency} users"
+        self._steps.rate_rps = None
+        self._steps.detail = f"{name}: {spec.concurrency} users"
         turns = max(2, math.ceil(2 * spec.duration_s / (self.baseline.e2e_s / 2 + spec.think_s)))
-        requests = self._scheduler.closed_loop(len(self.stages), spec.concurrency, turns, spec.think_s)
-        state, t0_ns = self._begin(requests, "load", concurrency=spec.concurrency)
-        while (self._driver.now_ns() - t0_ns) / NS_PER_S < spec.duration_s:
-            if not self._poll(state) and len(state.outcomes) == len(requests):
+        requests = self._scheduler.closed_loop(len(self._steps.stages), spec.concurrency, turns, spec.think_s)
+        state, t0_ns = self._steps.begin(requests, "load", concurrency=spec.concurrency)
+        while self._steps.since_s(t0_ns) < spec.duration_s:
+            if not self._steps.poll(state) and len(state.outcomes) == len(requests):
                 break
         self._driver.stop_issue()
         end_ns = self._driver.now_ns()
-        self._drain(state, cancel_after_s=max(DRAIN_MAX_S, 3 * self.baseline.e2e_s))
+        self._steps.drain(state, cancel_after_s=max(DRAIN_MAX_S, 3 * self.baseline.e2e_s))
         settle_ns = round(min(self.baseline.e2e_s, spec.duration_s / 4) * NS_PER_S)
-        self._end(state, name, "none", "", settle_ns=settle_ns, t1_ns=end_ns, think_s=spec.think_s)
+        self._steps.end(state, name, "none", "", settle_ns=settle_ns, t1_ns=end_ns, think_s=spec.think_s)
 
     def _recover(self) -> None:
         """Single requests until the service answers them as it did unloaded, so that no step inherits a backlog."""
         assert self.baseline is not None
         reference_s = self.baseline.ttft_s or self.baseline.e2e_s
-        phase, self._phase = self._phase, "recovery"
-        self._rate_rps = None
-        requests = self._scheduler.closed_loop(len(self.stages), 1, 50)
-        state, t0_ns = self._begin(requests, "recovery", concurrency=1)
+        phase, self._steps.phase = self._steps.phase, "recovery"
+        self._steps.rate_rps = None
+        requests = self._scheduler.closed_loop(len(self._steps.stages), 1, 50)
+        state, t0_ns = self._steps.begin(requests, "recovery", concurrency=1)
         recovered = False
-        while not recovered and (self._driver.now_ns() - t0_ns) / NS_PER_S < min(RECOVERY_MAX_S, self._left_s + 4):
-            self._poll(state)
+        while not recovered and self._steps.since_s(t0_ns) < min(RECOVERY_MAX_S, self._steps.left_s + 4):
+            self._steps.poll(state)
             last = [o for o in state.in_order() if o.status == "ok"][-1:]
             recovered = bool(last) and (last[0].ttft_s or last[0].e2e_s) <= RECOVERY_FACTOR * reference_s
         self._driver.stop_issue()
-        self._drain(state, cancel_after_s=0.0)
-        took_s = (self._driver.now_ns() - t0_ns) / NS_PER_S
+        self._steps.drain(state, cancel_after_s=0.0)
+        took_s = self._steps.since_s(t0_ns)
         reason = f"itself again after {took_s:.1f} s" if recovered else f"not itself again after {took_s:.1f} s"
-        self._end(state, "recovery", "none", reason)
-        self._phase = phase
+        self._steps.end(state, "recovery", "none", reason)
+        self._steps.phase = phase
 
     # -- one step --------------------------------------------------------------------------------------------------
 
@@ -418,13 +368,13 @@ class Search:
         max_s = max_s or max(self._step_max_s(), min(STEP_REQUESTS_MIN / rate_rps, self._search_left_s))
         settle_s = min(max(0.5, self.baseline.e2e_s), max_s / 3)
         min_s = settle_s + min(max(2.0, 2 * self.baseline.e2e_s), max_s / 2)
-        self._rate_rps = rate_rps
-        self._detail = f"{'proving ' if prove else ''}{rate_rps:g} req/s"
-        requests = self._scheduler.open_loop(len(self.stages), rate_rps, max_s)
-        state, t0_ns = self._begin(requests, kind, settle_ns=round(settle_s * NS_PER_S), rate_rps=rate_rps)
+        self._steps.rate_rps = rate_rps
+        self._steps.detail = f"{'proving ' if prove else ''}{rate_rps:g} req/s"
+        requests = self._scheduler.open_loop(len(self._steps.stages), rate_rps, max_s)
+        state, t0_ns = self._steps.begin(requests, kind, settle_ns=round(settle_s * NS_PER_S), rate_rps=rate_rps)
         decision, reason = "undecided", ""
         while True:
-            self._poll(state)
+            self._steps.poll(state)
             now_ns = self._driver.now_ns()
             elapsed_s = (now_ns - t0_ns) / NS_PER_S
             if decide_early:
@@ -450,7 +400,7 @@ class Search:
         throughput = self._throughput_of(state, end_ns)
         growth_rps = state.backlog_growth_rps()
         if drain or decision == "fail" or not self._is_known(state.tally(self.slos, end_ns)):
-            self._drain(state, cancel_after_s=self._drain_s(decision))
+            self._steps.drain(state, cancel_after_s=self._drain_s(decision))
         tally = state.tally(self.slos, self._driver.now_ns())
         mild = decision == "mild"
         if kind == "search":
@@ -466,14 +416,14 @@ class Search:
             self._unsustained.add(rate_rps)
         if decision == "undecided" and not self._leans_pass(tally):
             reason += " (leans to fail)"
-        self._end(state, name or state.kind, decision, reason, t1_ns=end_ns)
+        self._steps.end(state, name or state.kind, decision, reason, t1_ns=end_ns)
         leaning = decision if decision != "undecided" else ("pass" if self._leans_pass(tally) else "fail")
-        self._step_lines.append((rate_rps, decision, reason))
+        self._steps.lines.append((rate_rps, decision, reason))
         if mild:
             return "mild"
         if kind == "search":
             self._repeats[rate_rps] = self._repeats.get(rate_rps, 0) + 1
-            self._interval = interval_of(self._counts, self.slos, self._unsustained)
+            self._steps.interval = interval_of(self._counts, self.slos, self._unsustained)
             if leaning == "fail":
                 self._recover()
         return leaning
@@ -496,7 +446,7 @@ class Search:
         undecided = [slo for slo in self.slos if pooled.decide_slo(slo, self.slos) == "undecided"]
         if any(slo.metric != "errors" for slo in undecided):
             return False
-        needed_s = self._prove_s(self._rate_rps or 1.0, latency_only=False)
+        needed_s = self._prove_s(self._steps.rate_rps or 1.0, latency_only=False)
         return not undecided or needed_s > self._search_left_s
 
     def _leans_pass(self, tally: Tally) -> bool:
@@ -542,165 +492,16 @@ class Search:
 
     def _drain_s(self, decision: str) -> float:
         assert self.baseline is not None
-        if decision == "fail" or self._phase == "overload":
+        if decision == "fail" or self._steps.phase == "overload":
             return min(1.0, self.baseline.e2e_s)
         return min(DRAIN_MAX_S, max(2.0, 4 * self.baseline.e2e_s))
 
     def _client_is_limit(self) -> bool:
-        busy = sorted(self._client_busy)
-        if len(busy) >= 10 and busy[len(busy) // 2] > CLIENT_BUSY_MAX:
-            self._observer.on_event("client-limit", busy_ratio=busy[len(busy) // 2])
-            return True
-        return False
-
-    # -- plumbing --------------------------------------------------------------------------------------------------
-
-    def _begin(
-        self,
-        requests: Sequence[ScheduledRequest],
-        kind: StageKind,
-        *,
-        settle_ns: int = 0,
-        rate_rps: float | None = None,
-        concurrency: int | None = None,
-    ) -> tuple[StepState, int]:
-        t0_ns = self._driver.now_ns() + round(LEAD_S * NS_PER_S)
-        self._observer.on_schedule(requests)
-        state = self._current = StepState(requests, t0_ns, settle_ns, kind, rate_rps, concurrency)
-        self._driver.start_step(len(self.stages), t0_ns, requests)
-        return state, t0_ns
-
-    def _end(
-        self,
-        state: StepState,
-        name: str,
-        decision: str,
-        reason: str,
-        *,
-        settle_ns: int | None = None,
-        t1_ns: int | None = None,
-        think_s: float = 0.0,
-    ) -> None:
-        now_ns = self._driver.now_ns()
-        stage = Stage(
-            index=len(self.stages),
-            kind=state.kind,
-            name=name,
-            t0_ns=state.t0_ns,
-            t1_ns=max(state.t0_ns + 1, t1_ns or now_ns),
-            drained_ns=now_ns,
-            settle_ns=state.settle_ns if settle_ns is None else settle_ns,
-            rate_rps=state.rate_rps,
-            concurrency=state.concurrency,
-            think_s=think_s,
-            decision=decision,  # pyright: ignore[reportArgumentType]
-            reason=reason,
-        )
-        self._current = None
-        self.stages.append(stage)
-        self._observer.on_stage(stage)
-
-    def _poll(self, state: StepState) -> bool:
-        """One round: waits, takes what came into the state, shows progress. False when nothing came."""
-        updates = self._driver.poll(POLL_S)
-        stage = len(self.stages)
-        for update in updates:
-            self._tokens[update.worker] = update.tokens
-            self._client_busy.append(update.busy_ratio)
-            for outcome in update.outcomes:
-                self._ended.append((update.t_ns, outcome))
-                self._count(outcome)
-                if outcome.stage == stage:
-                    state.outcomes[outcome.request_id] = outcome
-            state.pending = {
-                **{i: p for i, p in state.pending.items() if i not in state.outcomes},
-                **{p.request_id: p for p in update.pending if p.stage == stage},
-            }
-            for request_id in [i for i in state.pending if i in state.outcomes]:
-                del state.pending[request_id]
-            state.backlog.append(((update.t_ns - state.t0_ns) / NS_PER_S, len(state.pending)))
-            self._token_history.append((update.t_ns, sum(self._tokens.values())))
-        if updates:
-            self._observer.on_progress(self._progress(len(state.pending)))
-        if len(state.pending) > self._plan.max_in_flight:
-            self.interrupt("more requests were unanswered than the guard allows")
-            raise GuardError(
-                f"stopped by the guard: {len(state.pending)} requests were unanswered, {self._plan.max_in_flight} are "
-                "allowed (--max-in-flight)"
-            )
-        if self._failures_in_a_row >= DEAD_FAILURES:
-            state.kind = "interrupted"
-            self.interrupt("the service stopped answering")
-            raise ServiceGoneError(
-                f"the service stopped answering: the last {self._failures_in_a_row} requests all failed to connect; "
-                "see whether it still runs"
-            )
-        return bool(updates)
-
-    def interrupt(self, reason: str) -> None:
-        """Ends the running stage at once, so that what was measured of it is kept and can be judged."""
-        state = self._current
-        if state is None:
-            return
-        self._driver.stop_issue()
-        self._drain(state, cancel_after_s=0.0)
-        self._end(state, "interrupted", "none", reason)
-
-    def _count(self, outcome: Outcome) -> None:
-        if outcome.status == "ok":
-            self._completed += 1
-        elif outcome.status != "cancelled":
-            self._failed += 1
-        if outcome.status == "transport_error":
-            self._failures_in_a_row += 1
-        elif outcome.status != "cancelled":
-            self._failures_in_a_row = 0
-
-    def _drain(self, state: StepState, *, cancel_after_s: float) -> None:
-        """Waits for what is in flight; withdraws what has not ended after a while."""
-        deadline_ns = self._driver.now_ns() + round(cancel_after_s * NS_PER_S)
-        first = True
-        while first or (state.pending and self._driver.now_ns() < deadline_ns):
-            first = False
-            self._take(state)
-        if state.pending:
-            self._driver.cancel("the step was decided")
-            give_up_ns = self._driver.now_ns() + 5 * NS_PER_S
-            while state.pending and self._driver.now_ns() < give_up_ns:
-                self._take(state)
-
-    def _take(self, state: StepState) -> None:
-        failures, self._failures_in_a_row = self._failures_in_a_row, 0
-        self._poll(state)
-        self._failures_in_a_row = failures
-
-    def _progress(self, in_flight: int) -> Progress:
-        now_ns = self._driver.now_ns()
-        since_ns = now_ns - round(PROGRESS_WINDOW_S * NS_PER_S)
-        while self._ended and self._ended[0][0] < since_ns:
-            self._ended.popleft()
-        while len(self._token_history) > 2 and self._token_history[0][0] < since_ns:
-            self._token_history.popleft()
-        recent = [o for _, o in self._ended if o.status == "ok"]
-        (t_a, n_a), (t_b, n_b) = self._token_history[0], self._token_history[-1]
-        return Progress(
-            phase=self._phase,
-            detail=self._detail,
-            elapsed_s=self._elapsed_s,
-            left_s=max(0.0, self._left_s) if not self._plan.stages else None,
-            rate_rps=self._rate_rps,
-            in_flight=in_flight,
-            completed=self._completed,
-            errors=self._failed,
-            output_tokens_per_s=(n_b - n_a) / max((t_b - t_a) / NS_PER_S, 1e-3) if t_b > t_a else 0.0,
-            ttft_p50_s=_percentile([o.ttft_s for o in recent], 50, 1),
-            ttft_p95_s=_percentile([o.ttft_s for o in recent], 95, 20),
-            tpot_p50_s=_percentile([o.tpot_s for o in recent], 50, 1),
-            tpot_p95_s=_percentile([o.tpot_s for o in recent], 95, 20),
-            lower_rps=self._lower,
-            upper_rps=self._upper,
-            steps=tuple(self._step_lines),
-        )
+        busy_ratio = self._steps.client_busy_ratio
+        if busy_ratio is None or busy_ratio <= CLIENT_BUSY_MAX:
+            return False
+        self._observer.on_event("client-limit", busy_ratio=busy_ratio)
+        return True
 
 
 def _backlog(growth_rps: float) -> str:
@@ -710,11 +511,6 @@ def _backlog(growth_rps: float) -> str:
 def _median(values: Sequence[float | None]) -> float | None:
     known = [v for v in values if v is not None]
     return float(np.median(known)) if known else None
-
-
-def _percentile(values: Sequence[float | None], percent: float, at_least: int) -> float | None:
-    known = [v for v in values if v is not None]
-    return float(np.percentile(known, percent)) if len(known) >= at_least else None
 
 
 def _neat(rate_rps: float) -> float:

@@ -94,6 +94,7 @@ def _compose(
         body.add_row(Text(label, style="bold"), Padding(content, (0, 0, 1, 0)))
     parts: list[RenderableType] = [
         _title(verdict, view),
+        literal(words.sentence(verdict.headline), "bold"),
         Text(""),
         body,
         steps_table(verdict, view, width, steps_shown),

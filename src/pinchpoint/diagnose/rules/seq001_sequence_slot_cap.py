@@ -176,17 +176,18 @@ def _gain(f: Features, top: FlatTop) -> list[Clue]:
 
 
 def _values(f: Features, cap: int) -> dict[str, str]:
-    """Slots for the highest rate tested by Little's law with the fitted step, else twice the cap."""
+    """Twice the cap, whose effect the fitted step predicts; more if the user's own highest rate needs more (Little)."""
     values = {"cap": str(cap)}
-    line, osl, s = f.token_cost, f.lengths[1], f.stressed
+    line, osl = f.token_cost, f.lengths[1]
+    target_rps = f.view.manifest.plan.get("max_rate_rps")
     slots = 2 * cap
     if line is not None:
         values["gain"] = f"{line.gain_of_doubling(cap):.2f}x"
-        if osl and s is not None:
+        if osl and target_rps:
             # n = rate * OSL * (a + b n), solved for n; no solution when the step itself cannot carry the rate.
-            free = 1 - s.offered_rps * osl * line.b_s
+            free = 1 - target_rps * osl * line.b_s
             if free > 0:
-                mean = s.offered_rps * osl * line.a_s / free
+                mean = target_rps * osl * line.a_s / free
                 wanted = mean + RULE["headroom_sigmas"] * math.sqrt(mean)
                 slots = max(math.ceil(wanted), slots)
     slots = min(slots, int(RULE["growth_max"] * cap))
