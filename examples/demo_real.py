@@ -1,9 +1,9 @@
-"""The main job against a real engine, twice: llama.cpp with one sequence slot, then with four.
+"""The main job against a real engine, twice: llama.cpp with one sequence slot, then with eight.
 
     make demo-real
 
-With one slot the answer is the slot cap, and the remedy names llama.cpp's flag. With four slots on the same cores the
-slots are no longer what gives way first.
+With one slot the answer is the slot cap, and the remedy names llama.cpp's flag. With eight slots on the same few cores
+the slots are no longer what gives way first: each further stream slows the others.
 """
 
 import argparse
@@ -47,7 +47,7 @@ def run_against(slots: int, budget: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--slots", type=int, nargs="*", default=[1, 4])
+    parser.add_argument("--slots", type=int, nargs="*", default=[1, 8])
     parser.add_argument("--budget", default="2m")
     arguments = parser.parse_args()
     for slots in arguments.slots:

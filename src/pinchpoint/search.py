@@ -228,8 +228,15 @@ class Search:
 
     def _refine(self) -> None:
         """Narrows the interval while it is wide and proves its ends, as far as the budget goes."""
-        while self._lower and self._search_left_s > STEP_RANGE_S[0]:
+        while self._search_left_s > STEP_RANGE_S[0]:
             left_s = self._search_left_s
+            if self._lower is None:
+                # What had passed did not hold. Look below, as far as enough requests fit into the time left.
+                below_rps = (self._upper or 0.0) / BRACKET_FACTOR
+                if below_rps * left_s < STEP_REQUESTS_MIN:
+                    return
+                self._step(_neat(below_rps))
+                continue
             lower_s = self._prove_s(self._lower, latency_only=True)
             next_rps = self._next_rate()
             if self._upper is None:

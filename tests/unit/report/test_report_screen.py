@@ -24,6 +24,7 @@ def changed_stage(stage: StageResult, **fields: Any) -> StageResult:
 def test_screen_of_the_example_run(report_view: RunView, report_verdict: Verdict) -> None:
     assert screen_text(report_verdict, report_view, 100, paths={"report": "runs/a/report.html"}) == snapshot("""\
 Pinchpoint  http://127.0.0.1:8000 · vllm 0.11.0 · 4 m 52 s · meta-llama/Llama-3.1-8B-Instruct
+Carries 5.5 to 6 req/s within its SLOs; the sequence-slot cap (8) gives way first
 
 CAPACITY       5.5 – 6 req/s   both ends decided at 95 % confidence
                within ttft p90 < 800ms, tpot p95 < 60ms, errors < 5%
