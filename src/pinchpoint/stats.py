@@ -1,4 +1,7 @@
-"""Numbers: quantiles with intervals, sequential tests, stationarity. Pure numpy/scipy, no knowledge of runs."""
+"""Numbers: quantiles with intervals, sequential tests, stationarity. Pure numpy, no knowledge of runs.
+
+scipy is the oracle of the tests and not a requirement: three small functions are no reason for 140 MB.
+"""
 
 import math
 from collections.abc import Sequence
@@ -21,18 +24,24 @@ def quantile_interval(values: np.ndarray, q: float, confidence: float = 0.95) ->
 
     None when the sample is too small for an interval of that confidence to exist. Assumes independent values.
     """
-    from scipy.stats import binom
-
     n = len(values)
     if n == 0:
         return None
     tail = (1 - confidence) / 2
-    lower = int(binom.ppf(tail, n, q))
-    upper = int(binom.ppf(1 - tail, n, q)) + 1
+    cumulative = _binomial_cdf(n, q)
+    lower = int(np.searchsorted(cumulative, tail))
+    upper = int(np.searchsorted(cumulative, 1 - tail)) + 1
     if lower < 1 or upper > n:
         return None
     ordered = np.sort(values)
     return float(ordered[lower - 1]), float(ordered[upper - 1])
+
+
+def _binomial_cdf(n: int, p: float) -> np.ndarray:
+    """P(X <= k) for k = 0 to n, from the ratio of neighbouring terms, in logarithms so that nothing underflows."""
+    k = np.arange(1, n + 1)
+    log_terms = np.concatenate([[0.0], np.cumsum(np.log((n - k + 1) / k) + math.log(p / (1 - p)))])
+    return np.cumsum(np.exp(log_terms + n * math.log(1 - p)))
 
 
 class SequentialBinomial:
@@ -113,12 +122,22 @@ def effective_ratio(outcomes: Sequence[bool]) -> float:
 
 
 def mann_whitney_p(first: np.ndarray, second: np.ndarray) -> float:
-    """Two-sided p of "both samples come from one distribution"; 1.0 when one is too small or all values are equal."""
-    from scipy.stats import mannwhitneyu
+    """Two-sided p of "both samples come from one distribution"; 1.0 when one is too small or all values are equal.
 
-    if len(first) < 3 or len(second) < 3 or (np.ptp(first) == 0 and np.ptp(second) == 0 and first[0] == second[0]):
+    Mann and Whitney 1947, normal approximation with corrections for ties and continuity.
+    """
+    n_a, n_b = len(first), len(second)
+    if n_a < 3 or n_b < 3:
         return 1.0
-    return float(mannwhitneyu(first, second, alternative="two-sided").pvalue)
+    n = n_a + n_b
+    _, inverse, ties = np.unique(np.concatenate([first, second]), return_inverse=True, return_counts=True)
+    ranks = (np.cumsum(ties) - (ties - 1) / 2)[inverse]
+    u = float(ranks[:n_a].sum()) - n_a * (n_a + 1) / 2
+    variance = n_a * n_b / 12 * ((n + 1) - float((ties**3 - ties).sum()) / (n * (n - 1)))
+    if variance <= 0:
+        return 1.0
+    z = max(0.0, abs(u - n_a * n_b / 2) - 0.5) / math.sqrt(variance)
+    return math.erfc(z / math.sqrt(2))
 
 
 def is_stationary(values: Sequence[float], *, alpha: float = 0.05, tolerance_ratio: float = 0.15) -> bool:
@@ -136,14 +155,30 @@ def is_stationary(values: Sequence[float], *, alpha: float = 0.05, tolerance_rat
     return shift_ratio <= tolerance_ratio or mann_whitney_p(first, second) > alpha
 
 
-def theil_sen_slope(t_s: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
-    """Median slope and its 95 % interval (Sen 1968); (0, -inf, inf) with fewer than four points."""
-    from scipy.stats import theilslopes
+NORMAL_QUANTILE_975 = 1.959963984540054
 
-    if len(values) < 4 or np.ptp(t_s) == 0:
+
+def theil_sen_slope(t_s: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:
+    """Median of the slopes between all pairs, and its 95 % interval (Sen 1968, with ties).
+
+    (0, -inf, inf) with fewer than four points or when t does not vary. Quadratic in the number of points.
+    """
+    n = len(values)
+    if n < 4 or np.ptp(t_s) == 0:
         return 0.0, -math.inf, math.inf
-    slope, _, low, high = np.asarray(theilslopes(values, t_s, 0.95), dtype=float)
-    return float(slope), float(low), float(high)
+    later, earlier = np.tril_indices(n, -1)
+    run, rise = t_s[later] - t_s[earlier], values[later] - values[earlier]
+    slopes = np.sort(rise[run != 0] / run[run != 0])
+
+    def tied(data: np.ndarray) -> float:
+        counts = np.unique(data, return_counts=True)[1].astype(float)
+        return float((counts * (counts - 1) * (2 * counts + 5)).sum())
+
+    variance = (n * (n - 1) * (2 * n + 5) - tied(t_s) - tied(values)) / 18
+    width = NORMAL_QUANTILE_975 * math.sqrt(max(variance, 0.0))
+    low = max(round((len(slopes) - width) / 2) - 1, 0)
+    high = min(round((len(slopes) + width) / 2), len(slopes) - 1)
+    return float(np.median(slopes)), float(slopes[low]), float(slopes[high])
 
 
 def linear_fit(x: np.ndarray, y: np.ndarray) -> tuple[float, float] | None:

@@ -4,15 +4,17 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from scipy import stats as oracle
 
 from pinchpoint.stats import (
     SequentialBinomial,
+    _binomial_cdf,
     effective_ratio,
     is_stationary,
     linear_fit,
+    mann_whitney_p,
     quantile,
     quantile_interval,
     theil_sen_slope,
@@ -38,6 +40,31 @@ def test_quantile_interval_covers_as_often_as_it_says() -> None:
 
 def test_quantile_interval_does_not_exist_for_small_samples() -> None:
     assert quantile_interval(np.arange(20.0), 0.95) is None
+
+
+@given(st.integers(1, 400), st.floats(0.01, 0.99))
+def test_the_binomial_distribution_is_scipys(n: int, p: float) -> None:
+    assert _binomial_cdf(n, p) == pytest.approx(oracle.binom.cdf(np.arange(n + 1), n, p), abs=1e-9)
+
+
+values = st.lists(st.integers(0, 12).map(float), min_size=3, max_size=30)
+
+
+@given(values, values)
+def test_the_rank_test_is_scipys(first: list[float], second: list[float]) -> None:
+    a, b = np.array(first), np.array(second)
+    expected = oracle.mannwhitneyu(a, b, method="asymptotic").pvalue if len({*first, *second}) > 1 else 1.0
+    assert mann_whitney_p(a, b) == pytest.approx(expected, abs=1e-9)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.integers(-9, 9)), min_size=4, max_size=25))
+def test_the_slope_is_scipys_also_with_ties(points: list[tuple[int, int]]) -> None:
+    t_s, y = np.array([float(t) for t, _ in points]), np.array([float(v) for _, v in points])
+    assume(np.ptp(t_s) > 0 and np.ptp(y) > 0)
+    slope, low, high = theil_sen_slope(t_s, y)
+    expected = oracle.theilslopes(y, t_s, 0.95)
+    assume(math.isfinite(expected[2]))  # scipy gives up where ties leave no variance
+    assert (slope, low, high) == pytest.approx((expected[0], expected[2], expected[3]))
 
 
 def decisions(true_share: float, *, runs: int, length: int, seed: int) -> list[str]:
