@@ -52,10 +52,13 @@ def sample_size(features: Features) -> ValidityReason:
     passing = features.last_pass
     if passing is None:
         return ValidityReason("sample-size", "ok", f"{ends[0].requests} requests in the lowest stage that failed")
-    level = "suspect" if passing.requests < needed else "ok"
-    text = f"{passing.requests} requests in the highest stage that passed"
+    rate_rps = passing.stage.rate_rps
+    # Stages at one rate are judged together, so they count together.
+    counted = sum(s.requests for s in features.tested if s is passing or (rate_rps and s.stage.rate_rps == rate_rps))
+    level = "suspect" if counted < needed else "ok"
+    text = f"{counted} requests at the highest rate that passed"
     text += f"; its percentile needs {needed} to mean anything" if level == "suspect" else f", {needed} needed"
-    return ValidityReason("sample-size", level, text, float(passing.requests), float(needed), "requests")
+    return ValidityReason("sample-size", level, text, float(counted), float(needed), "requests")
 
 
 def coalesced(features: Features) -> ValidityReason:
