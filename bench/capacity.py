@@ -3,8 +3,8 @@
     python bench/capacity.py --fault slot-cap --truth 6.6 --budgets 90 180 480 --seeds 12
 
 Searches the lab's service with each seed and budget and counts how often the interval, widened by `--within`, holds the
-true capacity. The truth comes from long fixed stages: `--find-truth RATE...` runs 15 minutes at each rate and prints the
-share of requests that met each SLO.
+true capacity. The truth comes from long fixed stages: `--find-truth RATE...` runs 15 minutes at each rate and prints
+the share of requests that met each SLO.
 """
 
 import argparse
