@@ -13,7 +13,17 @@ from pinchpoint.diagnose.check import check
 from pinchpoint.diagnose.features import Features, unsustained_stages
 from pinchpoint.diagnose.rank import Ranking, rank
 from pinchpoint.errors import EXIT_OK, EXIT_SLO_FAILED, EXIT_UNSUPPORTED
-from pinchpoint.model import FORMAT_VERSION, Capacity, Finding, Slo, StageResult, Validity, ValidityReason, Verdict
+from pinchpoint.model import (
+    ERROR_STATUSES,
+    FORMAT_VERSION,
+    Capacity,
+    Finding,
+    Slo,
+    StageResult,
+    Validity,
+    ValidityReason,
+    Verdict,
+)
 from pinchpoint.series import RunView
 from pinchpoint.units import significant
 
@@ -22,6 +32,8 @@ CO_CAUSE_PROBABILITY_MIN = 0.2
 RATE_DIGITS = 3
 
 
+FAILURES_TOLD_RATIO = 0.02
+"""Twice the usual error SLO: above it, failures are the news."""
 CAPACITY_KINDS = ("search", "overload", "load")
 
 
@@ -93,6 +105,15 @@ def _rate(value: float) -> str:
 def _headline(
     f: Features, validity: Validity, reasons: Sequence[ValidityReason], capacity: Capacity | None, ranking: Ranking
 ) -> str:
+    if f.view.manifest.status != "complete" and f.tested:
+        why = f.view.manifest.abort_reason or "it was never sealed"
+        return f"the run stopped early ({why}); until then: {_answer(f, validity, reasons, capacity, ranking)}"
+    return _answer(f, validity, reasons, capacity, ranking)
+
+
+def _answer(
+    f: Features, validity: Validity, reasons: Sequence[ValidityReason], capacity: Capacity | None, ranking: Ranking
+) -> str:
     if not f.tested:
         return "nothing was measured: no request of a load stage was recorded"
     if validity == "INVALID":
@@ -106,7 +127,7 @@ def _headline(
     elif capacity.lower_rps is not None and capacity.upper_rps is not None:
         carried = f"carries {_rate(capacity.lower_rps)} to {_rate(capacity.upper_rps)} req/s within its SLOs"
     elif capacity.lower_rps is not None:
-        if top is None or top.kind in ("healthy", "unknown"):
+        if top is not None and top.kind == "healthy":
             return f"no bottleneck below the limit of this test: every SLO held up to {_rate(capacity.lower_rps)} req/s"
         carried = f"every SLO held up to {_rate(capacity.lower_rps)} req/s"
     else:
@@ -116,6 +137,12 @@ def _headline(
 
 def _cause(f: Features, top: Finding | None) -> str:
     if top is None or top.kind == "unknown":
+        failed = {status: n for s in f.tested for status, n in s.result.errors.items() if status in ERROR_STATUSES}
+        total = sum(s.requests for s in f.tested)
+        if total and sum(failed.values()) > FAILURES_TOLD_RATIO * total:
+            worst = max(failed, key=lambda status: failed[status])
+            share = sum(failed.values()) / total
+            return f"{share:.0%} of all requests failed ({worst.replace('_', ' ')}), so mend that first"
         return "what gives way first could not be determined"
     if top.kind == "physical-limit":
         return f"no bottleneck below its physical limit, which is {top.title}"

@@ -17,6 +17,8 @@ DEFAULT_BUDGET_S = 180.0
 MIN_BUDGET_S = 10.0
 MAX_CONCURRENCY = 10_000
 SEED_MAX = 2**32 - 1
+TOKENS_MAX = 10_000_000
+"""Longer than any context that is served; lengths are stored as 32-bit numbers."""
 
 
 class LengthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -110,6 +112,10 @@ def _convert(table: dict[str, Any], keys: dict[str, str], parse: Any, where: str
                 raise UsageError(f"{where}: {short}: {error}") from None
 
 
+def _in_range(tokens: int | None) -> bool:
+    return tokens is None or 1 <= tokens <= TOKENS_MAX
+
+
 def build_plan(values: dict[str, Any], where: str = "the command line") -> Plan:
     """Checks types, ranges and unknown keys. Raises UsageError."""
     try:
@@ -122,10 +128,11 @@ def build_plan(values: dict[str, Any], where: str = "the command line") -> Plan:
         (plan.timeout_s <= 0, "timeout must be above 0"),
         (plan.max_in_flight < 1, "max_in_flight must be at least 1"),
         (plan.max_rate_rps is not None and plan.max_rate_rps <= 0, "max_rate must be above 0"),
-        (plan.workload.input_tokens is not None and plan.workload.input_tokens < 1, "input_tokens must be at least 1"),
+        (not _in_range(plan.workload.input_tokens), f"input_tokens must be from 1 to {TOKENS_MAX}"),
+        (not _in_range(plan.workload.output_tokens), f"output_tokens must be from 1 to {TOKENS_MAX}"),
         (
-            plan.workload.output_tokens is not None and plan.workload.output_tokens < 1,
-            "output_tokens must be at least 1",
+            plan.metrics_url is not None and not plan.metrics_url.startswith(("http://", "https://")),
+            f"metrics_url is {plan.metrics_url!r}; it must begin with http:// or https://",
         ),
         (
             "@" in urlsplit(plan.url).netloc,

@@ -220,11 +220,24 @@ class Run:
 
     def _table(self, name: str) -> "pa.Table":
         if name not in self._tables:
+            self._check_seal(f"{name}.parquet")
             table, torn = _load_table(self.path, name)
             if torn:
                 self.problems.append(f"the end of {name} was cut off mid-write; whole batches before it were read")
             self._tables[name] = table
         return self._tables[name]
+
+    def _check_seal(self, name: str) -> None:
+        """Raises RunFormatError when a file of a sealed run is missing; notes one that is not what was sealed."""
+        sealed = self.manifest.files.get(name)
+        if sealed is None:
+            return
+        try:
+            digest = hashlib.sha256((self.path / name).read_bytes()).hexdigest()
+        except OSError:
+            raise RunFormatError(f"{self.path / name} is missing; the run cannot be judged without it") from None
+        if digest != sealed.get("sha256"):
+            self.problems.append(f"{name} is not the file that was sealed: it was changed afterwards")
 
     @property
     def schedule(self) -> "pa.Table":

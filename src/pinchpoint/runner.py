@@ -123,6 +123,8 @@ def run_live(
     facts = probe(plan.url, model=plan.model, api_key=api_key, ca_file=plan.ca_file)
     if plan.metrics_url is not None:
         facts = msgspec.structs.replace(facts, metrics_url=plan.metrics_url)
+    if facts.api is not None and facts.model is None:
+        raise UsageError(f"{facts.url} does not list its models; name the one to load with --model")
     if facts.api is None or facts.model is None:
         raise TargetError(
             f"{facts.url} answers neither /v1/chat/completions nor /v1/completions; "

@@ -301,9 +301,13 @@ class Search:
         self._steps.phase = "overload"
         carried_rps = max(self._lower or 0.0, *self._throughput.values())
         rate_rps = OVERLOAD_FACTOR * (carried_rps or self._upper)
+        ceiling_rps = self._plan.max_rate_rps or math.inf
         for _ in range(OVERLOAD_TRIES):
+            rate_rps = min(rate_rps, ceiling_rps)
             max_s = min(self._overload_s, max(self._steps.left_s, STEP_RANGE_S[0]))
             if self._step(_neat(rate_rps), kind="overload", max_s=max_s, decide_early=False) != "mild":
+                break
+            if rate_rps >= ceiling_rps:
                 break
             rate_rps *= BRACKET_FACTOR
         self._recover()
@@ -391,11 +395,11 @@ class Search:
                 decision, reason = pooled.decide(self.slos)
                 if decision != "fail" and elapsed_s >= min_s and growth_rps > BACKLOG_SHARE * rate_rps:
                     decision, reason = "fail", _backlog(growth_rps)
-                if decision == "fail":
+                if decision == "fail" and not self._steps.loses_contact:
                     break
                 if elapsed_s >= min_s and growth_rps == 0.0 and self._may_stop(pooled, prove):
                     break
-                if elapsed_s >= min_s and self._is_hopeless(pooled):
+                if elapsed_s >= min_s and self._is_hopeless(pooled) and not self._steps.loses_contact:
                     break
             elif kind == "overload" and elapsed_s >= min_s and self._is_mild(state.tally(self.slos, now_ns)):
                 state.kind, decision = "search", "mild"

@@ -24,6 +24,7 @@ LEAD_S = 0.25
 """From handing out a step to its first instant: time to build and deliver its requests."""
 DEAD_FAILURES = 20
 """So many transport failures with nothing else between them: the service is gone."""
+LOST_FAILURES = 3
 PROGRESS_WINDOW_S = 5.0
 CANCEL_PATIENCE_S = 5.0
 """Withdrawn requests are confirmed within a tenth of a second; a load process that takes longer is in trouble."""
@@ -90,6 +91,11 @@ class Stepper:
     def client_busy_ratio(self) -> float | None:
         """Median share of a core that the load loop used lately; None before there are enough readings."""
         return float(np.median(self._client_busy)) if len(self._client_busy) >= BUSY_READINGS_MIN else None
+
+    @property
+    def loses_contact(self) -> bool:
+        """Whether the last requests failed to connect: the service may be gone, and the step decides nothing yet."""
+        return self._failures_in_a_row >= LOST_FAILURES
 
     def since_s(self, t0_ns: int) -> float:
         return (self._driver.now_ns() - t0_ns) / NS_PER_S

@@ -243,6 +243,27 @@ def test_an_unreachable_service_is_told(tmp_path: Path) -> None:
     assert not (tmp_path / "x").exists()
 
 
+def test_numbers_out_of_range_are_told(lab: Lab, tmp_path: Path) -> None:
+    run = ("run", lab.url, "--out", tmp_path / "x")
+    one_sentence(pinchpoint(*run, "--input-tokens", 1_000_000_000), 2, "input_tokens")
+    one_sentence(pinchpoint(*run, "--output-tokens", 0), 2, "output_tokens")
+    one_sentence(pinchpoint(*run, "--metrics-url", "notaurl"), 2, "metrics_url")
+    one_sentence(pinchpoint(*run, "--max-in-flight", 0), 2, "max_in_flight")
+    one_sentence(pinchpoint("lab", "serve", "--port", 99_999), 2, "port")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_service_that_lists_no_models_asks_for_one() -> None:
+    def script(number: int, body: bytes):
+        if server.requests[number].startswith(b"POST /v1/chat/completions"):
+            yield from stream(2)
+        else:
+            yield b"HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\n{}"
+
+    with ScriptedServer(script) as server:
+        one_sentence(pinchpoint("run", server.url), 2, "--model")
+
+
 def test_a_server_that_is_no_llm_is_told() -> None:
     page = b"<html>It works</html>"
     answer = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n" % len(page) + page
@@ -272,6 +293,11 @@ def test_a_damaged_run_directory_is_told(run_path: Path, tmp_path: Path) -> None
     (broken / "records.parquet").write_bytes(b"rubbish")
     for verb in ("check", "diagnose", "report"):
         one_sentence(pinchpoint(verb, broken), 2, "records.parquet")
+    (broken / "records.parquet").unlink()
+    for verb in ("check", "diagnose", "report"):
+        one_sentence(pinchpoint(verb, broken), 2, "records.parquet")
+    shutil.copyfile(run_path / "schedule.parquet", broken / "records.parquet")
+    one_sentence(pinchpoint("diagnose", broken), 2, "records.parquet")
     (broken / "run.json").write_text('{"format_version": 1, "stages": "many"}')
     one_sentence(pinchpoint("diagnose", broken), 2, "damaged")
 
@@ -356,14 +382,17 @@ def test_the_key_reaches_the_service_and_no_artefact(tmp_path: Path) -> None:
             status.encode(), len(body)) + body  # fmt: skip
 
     seen: list[bytes] = []
+    asked = 0
 
     def script(number: int, body: bytes):
+        nonlocal asked
         head = server.requests[number]
         seen.append(head)
         if head.startswith(b"GET /v1/models"):
             yield reply("200 OK", models)
         elif head.startswith(b"POST /v1/chat/completions"):
-            if number > 12 and number % 3 == 0:
+            asked += 1
+            if asked > 20 and asked % 3 == 0:
                 yield reply("500 Oops", json.dumps({"error": {"message": f"bad key {KEY}"}}).encode())
             else:
                 yield from stream(3)

@@ -60,6 +60,9 @@ class _Stream:
         """What the buffering proxy holds back; None when nothing buffers."""
 
 
+PORT_MAX = 65_535
+
+
 class LabServer:
     """The application behind the connections. Lives in one event loop."""
 
@@ -279,6 +282,8 @@ async def serve(params: LabParams, seed: int, host: str, port: int, ready: Ready
 
     Raises UsageError when the port cannot be opened or the parameters describe no possible service.
     """
+    if not 0 <= port <= PORT_MAX:
+        raise UsageError(f"port {port} does not exist; use 0 for a free one, or 1 to {PORT_MAX}")
     loop = asyncio.get_running_loop()
     application = LabServer(params, seed, loop)
     try:

@@ -10,7 +10,7 @@ What to do         Nothing, or test higher rates.
 from pinchpoint.capacity import decide
 from pinchpoint.diagnose.clues import SHARED
 from pinchpoint.diagnose.features import Features
-from pinchpoint.diagnose.rule import Clue, Outcome, RemedySpec, Rule, clue, odds, ramp
+from pinchpoint.diagnose.rule import Clue, Outcome, Param, RemedySpec, Rule, clue, odds, ramp
 
 RULE = Rule(
     code="OK001",
@@ -21,6 +21,7 @@ RULE = Rule(
     needs=(),
     explains=(),
     params={
+        "requests_min": Param(10, "requests", "below this even one miss in five would often not be seen; judgement"),
         "flat": SHARED["flat"],
         "explodes": SHARED["explodes"],
         "odds_held": odds(100, "the sequential test proved that the highest rate passes"),
@@ -44,6 +45,11 @@ def evaluate(f: Features) -> Outcome:
     if not any(s.passed for s in f.tested):
         return Outcome(not_evaluable="no stage has a request that counts for an SLO")
     highest = f.tested[-1]
+    counted = sum(s.requests for s in f.tested if s.stage.rate_rps == highest.stage.rate_rps)
+    if counted < RULE["requests_min"]:
+        return Outcome(
+            not_evaluable=f"the highest rate was tested with {counted} requests, which says nothing; raise --budget"
+        )
     proven = decide(highest.result.attainment, f.slos)[0] == "pass"
     text = f"every SLO held at every rate tested, up to {highest.offered_rps:.3g} req/s"
     if not proven:
