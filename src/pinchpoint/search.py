@@ -76,6 +76,7 @@ BACKLOG_SHARE = 0.1
 """A step in which more than this share of the offered requests piles up is not sustained."""
 DRAIN_MAX_S = 8.0
 RECOVERY_MAX_S = 10.0
+RECOVERY_RESERVE_S = 2.0
 RECOVERY_FACTOR = 2.0
 """The service is itself again when single requests are within this factor of the unloaded TTFT."""
 CLIENT_BUSY_MAX = 0.9
@@ -139,8 +140,14 @@ class Search:
 
     @property
     def _search_left_s(self) -> float:
-        """Budget without what the overload step and the recovery after it need."""
-        return self._steps.left_s - self._overload_s - 2.0
+        """Budget without what the overload step, if one follows, and the recovery after it need."""
+        return self._steps.left_s - RECOVERY_RESERVE_S - (self._overload_s if self._overload_follows else 0.0)
+
+    @property
+    def _overload_follows(self) -> bool:
+        ceiling_rps = self._plan.max_rate_rps
+        at_ceiling = ceiling_rps is not None and self._lower is not None and self._lower >= ceiling_rps
+        return not (self._upper is None and at_ceiling)
 
     # -- phases ----------------------------------------------------------------------------------------------------
 
@@ -242,7 +249,8 @@ class Search:
             if self._upper is None:
                 # Nothing failed and nothing else is left to do: all the time goes into the one rate that counts.
                 if lower_s > 0:
-                    self._step(self._lower, max_s=max(left_s, self._steps.left_s - 2.0), prove=True)
+                    rest_s = max(left_s, self._steps.left_s - RECOVERY_RESERVE_S)
+                    self._step(self._lower, max_s=rest_s, prove=True)
                 return
             if next_rps and (self._upper / self._lower > WIDE_RATIO or left_s > self._step_max_s() + lower_s):
                 self._step(next_rps)
