@@ -17,6 +17,9 @@ from pinchpoint.errors import TargetError, UsageError
 from pinchpoint.probe.exchange import HTTP_OK, Exchange, Page, Unanswered
 
 GENERATION_TIMEOUT_S = 60.0
+SERVER_ERROR = 500
+RETRIES = 2
+"""A service that fails one request in five is still a service to test; three failures in a row are told at once."""
 """A first request may wait for a model to be loaded (Ollama) or kernels to be compiled (vLLM): tens of seconds."""
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
@@ -128,6 +131,10 @@ def _ask(exchange: Exchange, path: str, model: str | None, words: int, stream: b
         payload["stream_options"] = {"include_usage": True}
     try:
         page = exchange.post(path, payload, GENERATION_TIMEOUT_S)
+        for _ in range(RETRIES):
+            if page.status < SERVER_ERROR or page.status in TURNED_AWAY:
+                break
+            page = exchange.post(path, payload, GENERATION_TIMEOUT_S)
     except Unanswered as error:
         if error.kind == "timeout":
             raise TargetError(

@@ -168,6 +168,17 @@ def test_a_failing_service_is_reported_with_its_own_words(engine: FakeEngine) ->
     assert error.value.exit_code == EXIT_UNREACHABLE
 
 
+def test_one_failure_in_a_row_of_answers_does_not_end_the_probe(engine: FakeEngine) -> None:
+    good, asked = engine.generate, []
+
+    def flaky(path: str, payload: dict) -> Answer:
+        asked.append(path)
+        return Answer({"error": {"message": "boom"}}, 500) if len(asked) == 1 else good(path, payload)
+
+    engine.generate = flaky
+    assert probe(engine.url).api == "/v1/chat/completions"
+
+
 def test_an_error_inside_the_stream_is_an_error(engine: FakeEngine) -> None:
     body = "data: " + json.dumps({"error": {"message": "engine died"}}) + "\n\n"
     engine.generate = lambda path, payload: Answer(body, content_type="text/event-stream")
