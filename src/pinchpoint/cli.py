@@ -99,7 +99,7 @@ def run(
     if plan is None and url is None:
         raise UsageError("give the URL of the service, such as http://127.0.0.1:8000, or a plan with --plan")
     asked = read_plan(plan, given) if plan is not None else build_plan(given)
-    _stop_on_sigterm()
+    _stop_on_signals()
     with show_progress() as show:
         command = ("pinchpoint", *sys.argv[1:])
         outcome = run_live(asked, out=out, on_progress=show, command=command, plan_file=plan)
@@ -356,13 +356,17 @@ def _print_verdict(view: Any, verdict: Any, as_json: bool, paths: dict[str, Path
     print_screen(Console(), verdict, view, paths=paths)
 
 
-def _stop_on_sigterm() -> None:
-    """SIGTERM ends a run as Ctrl-C does: what was measured is sealed and reported."""
+def _stop_on_signals() -> None:
+    """SIGTERM and SIGINT end a run as Ctrl-C does: what was measured is sealed and reported.
+
+    SIGINT is set, too, because a process that a script starts in the background inherits it ignored.
+    """
 
     def interrupt(number: int, frame: object) -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
 
 
 if __name__ == "__main__":
