@@ -363,6 +363,9 @@ def _stop_on_signals() -> None:
     """
 
     def interrupt(number: int, frame: object) -> None:
+        # Only the first one counts: an impatient second must not cut off the sealing of what was measured.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
