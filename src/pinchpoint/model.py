@@ -16,16 +16,29 @@ Status = Literal[
     "ok",
     "rejected",  # HTTP 429 or 503: the service said "not now"
     "http_error",  # any other HTTP status >= 400
-    "stream_error",  # HTTP 200, then an error inside the stream, or a stream that is not what the API promises
+    "stream_error",  # HTTP 200, then an error that the service reports inside the answer
     "transport_error",  # connect refused, reset, TLS failure, closed before an answer
     "timeout",
     "cancelled",  # withdrawn by us: the step was decided or the run was stopped
+    "abandoned",  # withdrawn by the user we play: patience ran out
     "truncated",  # HTTP 200, the stream ended without its end mark or finish reason
+    "malformed",  # an answer that is not what HTTP, SSE or the API promise
     "dropped",  # never sent: this host could not
 ]
 STATUSES: tuple[str, ...] = Status.__args__  # pyright: ignore
-ERROR_STATUSES: tuple[str, ...] = ("rejected", "http_error", "stream_error", "transport_error", "truncated")
-"""Failures of the service. A timeout is an error too, and also a latency miss; `cancelled` and `dropped` are ours."""
+ERROR_STATUSES: tuple[str, ...] = (
+    "rejected",
+    "http_error",
+    "stream_error",
+    "transport_error",
+    "truncated",
+    "malformed",
+)
+"""Failures of the service. A timeout is an error too, and also a latency miss; `cancelled`, `abandoned` and `dropped`
+are ours."""
+
+Phase = Literal["connect", "tls", "send", "headers", "first-token", "between-tokens", "total"]
+"""What a request was waiting for when it failed or timed out."""
 
 StageKind = Literal["warmup", "search", "overload", "recovery", "load", "interrupted"]
 """warmup: one user, unloaded. recovery: one user after an overload, until the service is itself again. interrupted: the
@@ -288,6 +301,7 @@ SCHEDULE_COLUMNS: dict[str, str] = {
     "think_ns": "int64?",
     "input_tokens": "int32",
     "max_output_tokens": "int32",
+    "patience_ns": "int64?",  # the user hangs up so long after the request was due; null: never
 }
 
 RECORD_COLUMNS: dict[str, str] = {
@@ -296,7 +310,9 @@ RECORD_COLUMNS: dict[str, str] = {
     "worker": "uint16",
     "scheduled_ns": "int64",
     "sent_ns": "int64?",
-    "connected_ns": "int64?",  # null when a kept-alive connection was reused
+    "connect_ns": "int64?",  # began to connect; null when a kept-alive connection was reused
+    "tls_ns": "int64?",  # TCP was connected and the TLS handshake began; null without TLS
+    "connected_ns": "int64?",  # ready for the request; null when a kept-alive connection was reused
     "headers_ns": "int64?",
     "first_byte_ns": "int64?",  # of the response body
     "first_token_ns": "int64?",  # first reasoning, tool-call or content delta
@@ -304,7 +320,7 @@ RECORD_COLUMNS: dict[str, str] = {
     "last_token_ns": "int64?",
     "end_ns": "int64?",
     "chunk_ns": "list<int64>",  # arrival of each event that carried text
-    "chunk_tokens": "list<int32>",  # tokens in each, when the service says; else 1
+    "chunk_tokens": "list<int32>?",  # tokens in each, when the service counts more than events; null: one in each
     "coalesced_count": "int32",  # events that shared a read with a later one: their stamp is an upper bound
     "timestamp_source": "string",  # kernel, user, mixed, virtual
     "timestamp_error_ns": "int64?",  # upper bound of the error of the stamps that latencies rest on
@@ -323,6 +339,9 @@ RECORD_COLUMNS: dict[str, str] = {
     "finish_reason": "string?",
     "retry_after_s": "float64?",
     "connection_id": "int32?",
+    "phase": "string?",  # of a transport error or a timeout: what it was waiting for (model.Phase)
+    "attempts": "uint16?",  # times it was sent; more than 1 when retries are on or a kept connection was found closed
+    "backend": "uint16?",  # which of the target's base URLs; null when there is one
 }
 
 SAMPLE_COLUMNS: dict[str, str] = {

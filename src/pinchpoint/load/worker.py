@@ -170,6 +170,8 @@ class _Worker:
                 self._config.index,
                 exchange.scheduled_ns,
                 exchange.sent_ns,
+                None,
+                None,
                 exchange.connected_ns,
                 exchange.headers_ns,
                 exchange.first_byte_ns,
@@ -197,6 +199,9 @@ class _Worker:
                 exchange.finish_reason,
                 exchange.retry_after_s,
                 exchange.connection_id,
+                None,
+                1,
+                None,
             )
         )
         self._outcomes.append(_outcome(exchange, stage, error, output_tokens))

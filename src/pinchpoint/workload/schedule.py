@@ -29,6 +29,7 @@ class ScheduledRequest(msgspec.Struct, frozen=True):
             self.think_ns,
             self.input_tokens,
             self.max_output_tokens,
+            None,
         )
 
 
