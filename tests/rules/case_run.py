@@ -22,6 +22,7 @@ import numpy as np
 from pinchpoint.model import RECORD_COLUMNS, Limits, Manifest, Stage, TargetFacts
 from pinchpoint.rundir import Run, RunWriter, read_run
 from pinchpoint.slo import parse_slos
+from tests.support.runs import named_row
 
 NS_PER_S = 1_000_000_000
 GAP_S = 10
@@ -201,21 +202,19 @@ def _record(
     client: dict[str, Any],
     stage_end_s: float,
     rng: np.random.Generator,
-) -> list[Any]:
+) -> tuple[object, ...]:
     def ns(t_s: float | None) -> int | None:
         return None if t_s is None else T0_NS + round(t_s * NS_PER_S)
 
     sent = row["at"] + client.get("lag_s", 0.0002)
     dropped = rng.random() < client.get("dropped", 0.0)
-    values: dict[str, Any] = dict.fromkeys(RECORD_COLUMNS)
-    values |= {
+    values: dict[str, Any] = {
         "request_id": i,
         "stage": row["stage"],
         "worker": 0,
         "scheduled_ns": ns(row["at"]),
         "sent_ns": None if dropped else ns(sent),
         "chunk_ns": [],
-        "chunk_tokens": [],
         "coalesced_count": 0,
         "timestamp_source": client.get("timestamps", "kernel"),
         "timestamp_error_ns": 50_000,
@@ -224,6 +223,7 @@ def _record(
         "requested_output_tokens": row["osl"],
         "bytes_in": 0,
         "status": row["status"],
+        "attempts": None if dropped else 1,
     }
     if dropped:
         values |= {"status": "dropped", "error": "no connection left"}
@@ -247,7 +247,6 @@ def _record(
             "last_token_ns": chunk_ns[-1],
             "end_ns": chunk_ns[-1],
             "chunk_ns": chunk_ns,
-            "chunk_tokens": [1] * osl,
             "input_tokens": row["isl"],
             "output_tokens": osl,
             "cached_tokens": round(row["isl"] * client.get("cached", 0.0)),
@@ -255,4 +254,4 @@ def _record(
             "http_status": 200,
             "finish_reason": "length",
         }
-    return list(values.values())
+    return named_row(RECORD_COLUMNS, **values)

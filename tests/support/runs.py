@@ -13,6 +13,8 @@ from pathlib import Path
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.model import (
     FORMAT_VERSION,
+    RECORD_COLUMNS,
+    SCHEDULE_COLUMNS,
     Capacity,
     Evidence,
     Finding,
@@ -54,6 +56,13 @@ T0_NS = 1_000 * NS_PER_S
 
 Served = tuple[float, float, float, str]
 """Scheduled, first token and end in seconds since t0, and the status."""
+
+
+def named_row(columns: dict[str, str], **values: object) -> tuple[object, ...]:
+    """A row in the order of `columns`, from values by name. Columns not named are null; an unknown name is an error."""
+    unknown = set(values) - set(columns)
+    assert not unknown, f"no such columns: {sorted(unknown)}"
+    return tuple(values.get(name) for name in columns)
 
 
 def _serve(arrivals_s: Sequence[float], rng: random.Random, reject_ratio: float) -> list[Served]:
@@ -189,43 +198,63 @@ def _write_requests(
             step_s = (end_s - first_s) / (OUTPUT_TOKENS - 1) if ok else 0.0
             chunk_ns = [at(first_s + step_s * i) for i in range(OUTPUT_TOKENS)] if ok else []
             schedule.append(
-                [(request_id, stage.index, 0, 0, at(scheduled_s) - stage.t0_ns, None, INPUT_TOKENS, OUTPUT_TOKENS)]
+                [
+                    named_row(
+                        SCHEDULE_COLUMNS,
+                        request_id=request_id,
+                        stage=stage.index,
+                        session_id=request_id,
+                        turn=0,
+                        offset_ns=at(scheduled_s) - stage.t0_ns,
+                        input_tokens=INPUT_TOKENS,
+                        max_output_tokens=OUTPUT_TOKENS,
+                    )
+                ]
             )
+            answer: dict[str, object] = {
+                "headers_ns": at(end_s),
+                "first_byte_ns": at(end_s),
+                "bytes_in": 120,
+                "http_status": 429,
+                "error": error_text,
+                "retry_after_s": 1.0,
+            }
+            if ok:
+                answer = {
+                    "headers_ns": chunk_ns[0] - 200_000,
+                    "first_byte_ns": chunk_ns[0] - 100_000,
+                    "first_token_ns": chunk_ns[0],
+                    "first_content_ns": chunk_ns[0],
+                    "last_token_ns": chunk_ns[-1],
+                    "input_tokens": INPUT_TOKENS,
+                    "output_tokens": OUTPUT_TOKENS,
+                    "cached_tokens": 0,
+                    "token_source": "usage",
+                    "bytes_in": 9_000,
+                    "http_status": 200,
+                    "finish_reason": "stop",
+                }
             records.append(
                 [
-                    (
-                        request_id,
-                        stage.index,
-                        0,
-                        at(scheduled_s),
-                        sent_ns,
-                        None,
-                        chunk_ns[0] - 200_000 if ok else at(end_s),
-                        chunk_ns[0] - 100_000 if ok else at(end_s),
-                        chunk_ns[0] if ok else None,
-                        chunk_ns[0] if ok else None,
-                        chunk_ns[-1] if ok else None,
-                        at(end_s) + 300_000,
-                        chunk_ns,
-                        [1] * len(chunk_ns),
-                        0,
-                        "kernel",
-                        10_000,
-                        10_000,
-                        INPUT_TOKENS if ok else None,
-                        OUTPUT_TOKENS if ok else None,
-                        0 if ok else None,
-                        None,
-                        "usage" if ok else None,
-                        INPUT_TOKENS,
-                        OUTPUT_TOKENS,
-                        9_000 if ok else 120,
-                        200 if ok else 429,
-                        status,
-                        None if ok else error_text,
-                        "stop" if ok else None,
-                        None if ok else 1.0,
-                        request_id % SLOTS,
+                    named_row(
+                        RECORD_COLUMNS,
+                        request_id=request_id,
+                        stage=stage.index,
+                        worker=0,
+                        scheduled_ns=at(scheduled_s),
+                        sent_ns=sent_ns,
+                        end_ns=at(end_s) + 300_000,
+                        chunk_ns=chunk_ns,
+                        coalesced_count=0,
+                        timestamp_source="kernel",
+                        timestamp_error_ns=10_000,
+                        chunk_error_ns=10_000,
+                        requested_input_tokens=INPUT_TOKENS,
+                        requested_output_tokens=OUTPUT_TOKENS,
+                        status=status,
+                        connection_id=request_id % SLOTS,
+                        attempts=1,
+                        **answer,
                     )
                 ]
             )
