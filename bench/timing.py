@@ -16,12 +16,10 @@ process, and compares. Prints one JSON line per number of streams:
 import argparse
 import json
 import os
-import re
 import resource
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import numpy as np
 
@@ -29,11 +27,9 @@ from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.load.exchange import Exchange
 from pinchpoint.load.issuer import Issuer
 from pinchpoint.load.messages import Intent
+from pinchpoint.load.null_server import STAMP
 from pinchpoint.load.wire import resolve
 from pinchpoint.targets.openai import Chunk, parse_answer, parse_event
-
-SERVER = Path(__file__).with_name("null_server.py")
-SENT = re.compile(rb'"content":"([0-9]+)"')
 
 
 class StampReader:
@@ -45,7 +41,7 @@ class StampReader:
         self.sent_ns: list[int] = []
 
     def parse_event(self, event: bytes, data: bytes) -> Chunk:
-        if match := SENT.search(data):
+        if match := STAMP.search(data):
             self.sent_ns.append(int(match[1]))
         return parse_event(event, data)
 
@@ -98,7 +94,7 @@ def measure(url: str, streams: int, tokens: int, requests: int) -> dict:
         issuer = Issuer(resolve(url), reader, on_done)
         turns = max(1, requests // streams)
         intents = [
-            Intent(user * turns + turn, user, None, 0, 10, tokens, b"{}")
+            Intent(user * turns + turn, user, None, 0, 10, tokens, b'{"stream":true,"max_tokens":%d}' % tokens)
             for turn in range(turns)
             for user in range(streams)
         ]
@@ -132,7 +128,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="requests per stream")
     arguments = parser.parse_args()
     server = subprocess.Popen(
-        [sys.executable, str(SERVER), "--tokens", str(arguments.tokens), "--gap-ms", str(arguments.gap_ms)],
+        [
+            sys.executable,
+            "-m",
+            "pinchpoint.load.null_server",
+            "--tokens",
+            str(arguments.tokens),
+            "--gap-ms",
+            str(arguments.gap_ms),
+        ],
         stdout=subprocess.PIPE,
         text=True,
     )
