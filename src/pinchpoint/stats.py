@@ -121,6 +121,100 @@ def effective_ratio(outcomes: Sequence[bool]) -> float:
     return (1 - max(r, 0.0)) / (1 + max(r, 0.0))
 
 
+NORMAL_QUANTILE_975 = 1.959963984540054
+
+
+def effective_share(values: np.ndarray) -> float:
+    """Share of a series' length that counts as independent, from all its autocorrelations; within (0, 1].
+
+    1 / (1 + 2 * sum of the autocorrelations), summed in pairs as long as the pairs are positive and made monotone
+    (initial monotone sequence, Geyer 1992). Unlike `effective_ratio` it sees dependence that reaches far, as that of a
+    queue does. 1.0 for fewer than three values and when nothing varies.
+    """
+    x = np.asarray(values, dtype=float)
+    n = len(x)
+    if n < 3 or np.ptp(x) == 0:
+        return 1.0
+    padded = 1 << (2 * n - 1).bit_length()
+    spectrum = np.fft.rfft(x - x.mean(), padded)
+    covariance = np.fft.irfft(spectrum * spectrum.conj(), padded)[: n - n % 2]
+    pairs = (covariance[0::2] + covariance[1::2]) / covariance[0]
+    ends = np.flatnonzero(pairs <= 0)
+    positive = np.minimum.accumulate(pairs[: ends[0] if len(ends) else len(pairs)])
+    return float(min(1.0, 1.0 / max(2.0 * positive.sum() - 1.0, 1.0)))
+
+
+def dependent_quantile_intervals(
+    values: np.ndarray, levels: Sequence[float], confidence: float = 0.95
+) -> list[tuple[float, float] | None]:
+    """One interval for each quantile level of a series in the order of time, whose neighbours may share their fate.
+
+    After Woodruff (1952): the share of values at or below the quantile has a binomial interval with the *effective*
+    number of values, and the ends of that interval are read off the ordered sample. The effective share is the smaller
+    of that of the indicators "at or below the quantile" and that of the ranks: in the tails the indicators alone are
+    too few to show their dependence. None when no interval of that confidence exists for so few values. With
+    independent values it is `quantile_interval`.
+    """
+    n = len(values)
+    if n == 0:
+        return [None] * len(levels)
+    ordered, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last_ranks = np.cumsum(counts)
+    rank_share = effective_share((last_ranks - (counts - 1) / 2)[inverse])
+    intervals: list[tuple[float, float] | None] = []
+    for q in levels:
+        at_or_below = values <= np.quantile(values, q)
+        share = min(rank_share, effective_share(at_or_below))
+        n_effective = max(1, math.floor(n * share + 1e-9))
+        cumulative = _binomial_cdf(n_effective, q)
+        tail = (1 - confidence) / 2
+        lower = int(np.searchsorted(cumulative, tail))
+        upper = int(np.searchsorted(cumulative, 1 - tail)) + 1
+        if lower < 1 or upper > n_effective:
+            intervals.append(None)
+            continue
+        lower_rank = (lower - 1) * n // n_effective + 1
+        upper_rank = -(-upper * n // n_effective)
+        positions = np.searchsorted(last_ranks, (lower_rank, upper_rank))
+        intervals.append((float(ordered[positions[0]]), float(ordered[positions[1]])))
+    return intervals
+
+
+MIN_EFFECTIVE_FOR_MEAN = 10
+"""Below so many independent values the normal approximation of a mean of skewed latencies is off by a lot."""
+MIN_CLUSTERS = 10
+"""Fewer requests than that give no standard error worth its name."""
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float] | None:
+    """95 % interval of the mean of a series in the order of time, by its effective number of values; None when that
+    number is below MIN_EFFECTIVE_FOR_MEAN."""
+    n_effective = len(values) * effective_share(values)
+    if n_effective < MIN_EFFECTIVE_FOR_MEAN:
+        return None
+    mean = float(values.mean())
+    half = NORMAL_QUANTILE_975 * float(values.std(ddof=1)) / math.sqrt(n_effective)
+    return mean - half, mean + half
+
+
+def clustered_ratio(parts: np.ndarray, sizes: np.ndarray) -> tuple[float, float] | None:
+    """sum(parts) / sum(sizes) over clusters, and its standard error; None with fewer than MIN_CLUSTERS.
+
+    Ratio estimator with a linearised variance between clusters (Cochran 1977, section 6.3). What happens inside of a
+    cluster may depend on itself in any way. The clusters are in the order of time; neighbours that resemble each other
+    count less (`effective_share` of the residuals). Clusters of size 0 are left out.
+    """
+    used = sizes > 0
+    parts, sizes = parts[used].astype(float), sizes[used].astype(float)
+    clusters, total = len(sizes), float(sizes.sum())
+    if clusters < MIN_CLUSTERS:
+        return None
+    ratio = float(parts.sum()) / total
+    residuals = parts - ratio * sizes
+    variance = float((residuals**2).sum()) * clusters / (clusters - 1) / total**2
+    return ratio, math.sqrt(variance / effective_share(residuals))
+
+
 def mann_whitney_p(first: np.ndarray, second: np.ndarray) -> float:
     """Two-sided p of "both samples come from one distribution"; 1.0 when one is too small or all values are equal.
 
@@ -153,9 +247,6 @@ def is_stationary(values: Sequence[float], *, alpha: float = 0.05, tolerance_rat
     middle = float(np.median(data))
     shift_ratio = abs(float(np.median(second) - np.median(first))) / middle if middle > 0 else 0.0
     return shift_ratio <= tolerance_ratio or mann_whitney_p(first, second) > alpha
-
-
-NORMAL_QUANTILE_975 = 1.959963984540054
 
 
 def theil_sen_slope(t_s: np.ndarray, values: np.ndarray) -> tuple[float, float, float]:

@@ -11,10 +11,14 @@ from scipy import stats as oracle
 from pinchpoint.stats import (
     SequentialBinomial,
     _binomial_cdf,
+    clustered_ratio,
+    dependent_quantile_intervals,
     effective_ratio,
+    effective_share,
     is_stationary,
     linear_fit,
     mann_whitney_p,
+    mean_interval,
     quantile,
     quantile_interval,
     theil_sen_slope,
@@ -151,3 +155,101 @@ def test_a_line_is_found_again(intercept: float, slope: float) -> None:
     assert fit is not None
     assert fit == (pytest.approx(intercept, abs=1e-6), pytest.approx(slope, abs=1e-6))
     assert linear_fit(np.ones(5), np.arange(5.0)) is None
+
+
+def waits_in_a_queue(rng: np.random.Generator, n: int, load: float) -> np.ndarray:
+    """Sojourn times of n customers of an M/M/1 queue (Lindley), settled; exponential with mean 1 / (1 - load)."""
+    settle = 4000
+    steps = rng.exponential(1, n + settle) - rng.exponential(1 / load, n + settle)
+    walk = np.concatenate([[0.0], np.cumsum(steps)])
+    waiting = (walk - np.minimum.accumulate(walk))[:-1]
+    return (waiting + rng.exponential(1, n + settle))[settle:]
+
+
+def autoregressive(rng: np.random.Generator, n: int, r: float) -> np.ndarray:
+    noise = rng.normal(size=n) * math.sqrt(1 - r * r)
+    x = np.empty(n)
+    x[0] = rng.normal()
+    for i in range(1, n):
+        x[i] = r * x[i - 1] + noise[i]
+    return x
+
+
+def test_effective_share_matches_the_variance_of_an_autoregressive_mean() -> None:
+    rng = np.random.default_rng(8)
+    series = [autoregressive(rng, 600, 0.7) for _ in range(200)]
+    effective_n = 1 / np.var([x.mean() for x in series])
+    assert np.mean([effective_share(x) for x in series]) * 600 == pytest.approx(effective_n, rel=0.25)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), max_size=60).map(np.array))
+def test_an_effective_share_is_a_share(values: np.ndarray) -> None:
+    assert 0 < effective_share(values) <= 1
+    assert effective_share(np.ones(20)) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("q", "truth", "make"),
+    [
+        (0.5, math.log(2) / 0.5, lambda rng: waits_in_a_queue(rng, 2000, 0.5)),
+        (0.95, -math.log(0.05) / 0.5, lambda rng: waits_in_a_queue(rng, 2000, 0.5)),
+        (0.5, math.log(2) / 0.2, lambda rng: waits_in_a_queue(rng, 2000, 0.8)),
+        (0.5, 0.0, lambda rng: autoregressive(rng, 1000, 0.9)),
+        (0.95, 1.6449, lambda rng: autoregressive(rng, 1000, 0.6)),
+        (0.99, -math.log(0.01), lambda rng: rng.exponential(1, 1000)),
+    ],
+)
+def test_the_interval_of_dependent_values_covers_as_often_as_it_says(q: float, truth: float, make) -> None:
+    rng = np.random.default_rng(9)
+    intervals = [dependent_quantile_intervals(make(rng), (q,))[0] for _ in range(120)]
+    known = [interval for interval in intervals if interval is not None]
+    assert len(known) >= 100
+    assert sum(low <= truth <= high for low, high in known) / len(known) >= 0.92
+
+
+def test_an_interval_that_takes_a_queue_for_independent_covers_too_seldom() -> None:
+    rng = np.random.default_rng(10)
+    truth = math.log(2) / 0.2
+    naive = [quantile_interval(waits_in_a_queue(rng, 2000, 0.8), 0.5) for _ in range(100)]
+    assert sum(low <= truth <= high for low, high in filter(None, naive)) / 100 < 0.6
+
+
+@given(st.lists(st.integers(0, 50).map(float), min_size=1, max_size=80).map(np.array))
+def test_an_interval_holds_its_quantile_and_is_never_narrower_than_that_of_independent_values(
+    values: np.ndarray,
+) -> None:
+    for q, interval in zip((0.5, 0.9), dependent_quantile_intervals(values, (0.5, 0.9)), strict=True):
+        independent = quantile_interval(values, q)
+        if interval is None:
+            continue
+        assert interval[0] <= np.quantile(values, q) <= interval[1]
+        assert independent is not None
+        assert interval[0] <= independent[0] and independent[1] <= interval[1]
+
+
+def test_no_values_have_no_interval() -> None:
+    assert dependent_quantile_intervals(np.empty(0), (0.5, 0.99)) == [None, None]
+    assert mean_interval(np.arange(5.0)) is None
+    assert clustered_ratio(np.ones(9), np.ones(9)) is None
+
+
+def test_the_interval_of_a_mean_covers_as_often_as_it_says() -> None:
+    rng = np.random.default_rng(11)
+    intervals = [mean_interval(waits_in_a_queue(rng, 2000, 0.5)) for _ in range(200)]
+    assert sum(low <= 2.0 <= high for low, high in filter(None, intervals)) / 200 >= 0.91
+
+
+def test_the_error_of_a_clustered_ratio_is_that_seen_over_repetitions() -> None:
+    """Requests differ in pace, so the gaps of one resemble each other and count far less than their number."""
+    rng = np.random.default_rng(12)
+    ratios, errors = [], []
+    for _ in range(300):
+        sizes = rng.integers(20, 200, 80)
+        pace = rng.normal(size=80)
+        hits = np.array([(rng.normal(size=m) * 0.5 + p <= 0.8).sum() for m, p in zip(sizes, pace, strict=True)])
+        found = clustered_ratio(hits, sizes)
+        assert found is not None
+        ratios.append(found[0])
+        errors.append(found[1])
+    assert np.mean(errors) == pytest.approx(np.std(ratios), rel=0.15)
+    assert np.mean(errors) > 3 * math.sqrt(0.79 * 0.21 / (80 * 110))
