@@ -1,7 +1,7 @@
 """The run directory: the only interface between what measures and what judges.
 
 While a run goes on, every writer appends Arrow IPC record batches to its own file under `parts/`, so there are no locks
-and a kill loses at most the last second. Sealing concatenates the parts into Parquet and writes their hashes into
+and a kill loses at most the last second. Sealing streams the parts into Parquet and writes their hashes into
 `run.json`. A directory that was never sealed is read from its parts (a torn last batch is left out) and can be sealed
 later; it is then marked aborted.
 
@@ -18,8 +18,7 @@ later; it is then marked aborted.
 import hashlib
 import json
 import os
-import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,78 +32,16 @@ from pinchpoint.model import (
     SCHEDULE_COLUMNS,
     Manifest,
 )
+from pinchpoint.parts import PartWriter, arrow_schema, conform, grouped, is_list, part_batches
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 TABLES = {"schedule": SCHEDULE_COLUMNS, "records": RECORD_COLUMNS, "telemetry": SAMPLE_COLUMNS}
-FLUSH_PERIOD_S = 1.0
-BATCH_ROWS_MAX = 4096
-
-
-def arrow_schema(columns: dict[str, str]) -> "pa.Schema":
-    """Arrow schema for a column table of model.py. A trailing `?` makes the column nullable."""
-    import pyarrow as pa
-
-    types = {
-        "uint64": pa.uint64(),
-        "uint32": pa.uint32(),
-        "uint16": pa.uint16(),
-        "int64": pa.int64(),
-        "int32": pa.int32(),
-        "int16": pa.int16(),
-        "float64": pa.float64(),
-        "string": pa.string(),
-        "list<int64>": pa.list_(pa.int64()),
-        "list<int32>": pa.list_(pa.int32()),
-    }
-    return pa.schema(
-        [pa.field(name, types[kind.rstrip("?")], nullable=kind.endswith("?")) for name, kind in columns.items()]
-    )
-
-
-class PartWriter:
-    """Appends rows to one Arrow IPC stream file; one writer per file, one thread per writer.
-
-    Rows are kept until `flush`, the batch limit or, on `append`, until the last flush is a second old.
-    """
-
-    def __init__(self, path: Path, columns: dict[str, str]) -> None:
-        import pyarrow as pa
-
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._columns = tuple(columns)
-        self._schema = arrow_schema(columns)
-        self._file = path.open("wb")
-        self._writer = pa.ipc.new_stream(self._file, self._schema)
-        self._rows: list[Sequence[Any]] = []
-        self._flushed_s = time.monotonic()
-        self._file.flush()
-
-    def append(self, rows: Iterable[Sequence[Any]]) -> None:
-        """Each row is a sequence in the order of the columns."""
-        self._rows.extend(rows)
-        if len(self._rows) >= BATCH_ROWS_MAX or time.monotonic() - self._flushed_s >= FLUSH_PERIOD_S:
-            self.flush()
-
-    def flush(self) -> None:
-        import pyarrow as pa
-
-        self._flushed_s = time.monotonic()
-        if not self._rows:
-            return
-        columns = list(zip(*self._rows, strict=True))
-        arrays = [pa.array(values, type=field.type) for values, field in zip(columns, self._schema, strict=True)]
-        self._writer.write_batch(pa.record_batch(arrays, schema=self._schema))
-        self._file.flush()
-        self._rows.clear()
-
-    def close(self) -> None:
-        if self._file.closed:
-            return
-        self.flush()
-        self._writer.close()
-        self._file.close()
+READ_ROWS_MAX = 1 << 12
+ROW_GROUP_ROWS_MAX = 1 << 16
+ROW_GROUP_ITEMS_MAX = 1 << 20
+"""Token arrivals in a row group of records: 8 MiB, which is what sealing and reading hold at once."""
 
 
 class RunWriter:
@@ -148,59 +85,79 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary.replace(path)
 
 
-def _read_part(path: Path) -> "tuple[list[pa.RecordBatch], bool]":
-    """All whole batches of one part, and whether its end was torn off."""
-    import pyarrow as pa
-
-    batches: list[pa.RecordBatch] = []
-    try:
-        with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as reader:
-            for batch in reader:
-                batches.append(batch)
-    except (pa.ArrowInvalid, OSError):
-        return batches, True
-    return batches, False
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _load_table(path: Path, name: str) -> "tuple[pa.Table, bool]":
+def _sealed_batches(path: Path, schema: "pa.Schema") -> "Iterator[pa.RecordBatch]":
+    """Batches of a Parquet file, one row group at a time. Raises RunFormatError when it is damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    schema = arrow_schema(TABLES[name])
-    sealed = path / f"{name}.parquet"
-    if sealed.exists():
-        try:
-            table = pq.read_table(sealed)
-            return table.select(schema.names).cast(schema), False
-        except (pa.ArrowInvalid, pa.ArrowKeyError, KeyError, ValueError, OSError) as error:
-            raise RunFormatError(
-                f"{sealed} is damaged ({type(error).__name__}); the run cannot be judged without it"
-            ) from None
-    batches: list[pa.RecordBatch] = []
+    try:
+        with pq.ParquetFile(path) as file:
+            present = [name for name in schema.names if name in set(file.schema_arrow.names)]
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(READ_ROWS_MAX, row_groups=[group], columns=present):
+                    yield conform(batch, schema)
+    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+        raise RunFormatError(
+            f"{path} is damaged ({type(error).__name__}); the run cannot be judged without it"
+        ) from None
+
+
+def _unsealed_batches(path: Path, name: str, schema: "pa.Schema") -> "Generator[pa.RecordBatch, None, bool]":
+    """Batches of all parts of a table. Returns whether the end of one of them was torn off."""
     torn = False
     for part in sorted((path / "parts").glob(f"{name}-*.arrows")):
-        part_batches, part_torn = _read_part(part)
-        batches += part_batches
-        torn |= part_torn
-    return pa.Table.from_batches(batches, schema=schema), torn
+        try:
+            torn |= yield from part_batches(part, schema)
+        except KeyError as missing:
+            raise RunFormatError(
+                f"{part} has no column {missing}; it was written by another version, use that to read it"
+            ) from None
+    return torn
+
+
+def _write_parquet(tables: "Iterator[pa.Table]", schema: "pa.Schema", target: Path) -> None:
+    """One row group per table, so that no more than one is in memory."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    temporary = target.with_suffix(".parquet.tmp")
+    # Successive instants differ by little: as differences they take half the space and a fifth of the time.
+    encodings: dict[str, str] = {}
+    for field in schema:
+        if pa.types.is_integer(field.type):
+            encodings[field.name] = "DELTA_BINARY_PACKED"
+        elif pa.types.is_list(field.type):
+            encodings[f"{field.name}.list.element"] = "DELTA_BINARY_PACKED"
+    words = [field.name for field in schema if pa.types.is_string(field.type)]
+    options: dict[str, Any] = {"compression": "zstd", "use_dictionary": words, "column_encoding": encodings}
+    with pq.ParquetWriter(temporary, schema, **options) as writer:
+        for table in tables:
+            writer.write_table(table, row_group_size=ROW_GROUP_ROWS_MAX)
+    temporary.replace(target)
 
 
 def _compact(path: Path, manifest: Manifest) -> None:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     files: dict[str, dict[str, Any]] = {}
-    for name in TABLES:
-        target = path / f"{name}.parquet"
-        table, _ = _load_table(path, name)
+    for name, columns in TABLES.items():
+        target, schema = path / f"{name}.parquet", arrow_schema(columns)
         if not target.exists():
-            temporary = target.with_suffix(".parquet.tmp")
-            pq.write_table(table, temporary, compression="zstd")
-            temporary.replace(target)
-        files[target.name] = {
-            "rows": table.num_rows,
-            "bytes": target.stat().st_size,
-            "sha256": hashlib.sha256(target.read_bytes()).hexdigest(),
-        }
+            batches = _unsealed_batches(path, name, schema)
+            _write_parquet(grouped(batches, ROW_GROUP_ROWS_MAX, ROW_GROUP_ITEMS_MAX), schema, target)
+        try:
+            rows = pq.read_metadata(target).num_rows
+        except (pa.ArrowException, OSError) as error:
+            raise RunFormatError(
+                f"{target} is damaged ({type(error).__name__}); remove it to have it made again from the parts"
+            ) from None
+        files[target.name] = {"rows": rows, "bytes": target.stat().st_size, "sha256": _sha256(target)}
     manifest.files = files
     write_atomically(path / "run.json", msgspec.json.format(msgspec.json.encode(manifest), indent=2))
     for part in (path / "parts").glob("*.arrows"):
@@ -216,28 +173,51 @@ class Run:
         self.path = path
         self.manifest = manifest
         self.problems: list[str] = []
+        self._checked: set[str] = set()
         self._tables: dict[str, pa.Table] = {}
 
+    def record_batches(self, columns: Sequence[str] = tuple(RECORD_COLUMNS)) -> "Iterator[pa.RecordBatch]":
+        """The records with these columns, a few megabytes at a time, always in the same order: that of `records`.
+
+        For chunk_ns and chunk_tokens, which grow with the tokens of the run. A nullable column that an older run lacks
+        is null. Raises RunFormatError when the file is missing or damaged, KeyError for a column that there is not.
+        """
+        return self._batches("records", columns)
+
+    def _batches(self, name: str, columns: Sequence[str]) -> "Iterator[pa.RecordBatch]":
+        schema = arrow_schema({column: TABLES[name][column] for column in columns})
+        self._check_seal(f"{name}.parquet")
+        sealed = self.path / f"{name}.parquet"
+        if sealed.exists():
+            yield from _sealed_batches(sealed, schema)
+        elif (yield from _unsealed_batches(self.path, name, schema)):
+            self._note(f"the end of {name} was cut off mid-write; whole batches before it were read")
+
     def _table(self, name: str) -> "pa.Table":
+        import pyarrow as pa
+
         if name not in self._tables:
-            self._check_seal(f"{name}.parquet")
-            table, torn = _load_table(self.path, name)
-            if torn:
-                self.problems.append(f"the end of {name} was cut off mid-write; whole batches before it were read")
-            self._tables[name] = table
+            columns = [column for column, kind in TABLES[name].items() if not is_list(kind)]
+            schema = arrow_schema({column: TABLES[name][column] for column in columns})
+            self._tables[name] = pa.Table.from_batches(list(self._batches(name, columns)), schema=schema)
         return self._tables[name]
+
+    def _note(self, problem: str) -> None:
+        if problem not in self.problems:
+            self.problems.append(problem)
 
     def _check_seal(self, name: str) -> None:
         """Raises RunFormatError when a file of a sealed run is missing; notes one that is not what was sealed."""
         sealed = self.manifest.files.get(name)
-        if sealed is None:
+        if sealed is None or name in self._checked:
             return
         try:
-            digest = hashlib.sha256((self.path / name).read_bytes()).hexdigest()
+            digest = _sha256(self.path / name)
         except OSError:
             raise RunFormatError(f"{self.path / name} is missing; the run cannot be judged without it") from None
+        self._checked.add(name)
         if digest != sealed.get("sha256"):
-            self.problems.append(f"{name} is not the file that was sealed: it was changed afterwards")
+            self._note(f"{name} is not the file that was sealed: it was changed afterwards")
 
     @property
     def schedule(self) -> "pa.Table":
@@ -245,6 +225,7 @@ class Run:
 
     @property
     def records(self) -> "pa.Table":
+        """One row per request, without the columns that grow with its tokens (see record_batches)."""
         return self._table("records")
 
     @property

@@ -11,6 +11,7 @@ import msgspec
 import numpy as np
 
 from pinchpoint.catalog import load_catalog
+from pinchpoint.chunks import CHUNK_COLUMNS, ChunkDigest
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.model import Slo, Stage, StageResult
 from pinchpoint.rundir import Run
@@ -37,7 +38,9 @@ class Requests:
     """The records table as numpy columns, one entry per request, in order of the scheduled instant."""
 
     def __init__(self, run: Run) -> None:
-        table = run.records.sort_by("scheduled_ns")
+        # Stable, so that the order of requests that are due at one instant is the same each time.
+        order = np.argsort(run.records.column("scheduled_ns").to_numpy(), kind="stable")
+        table = run.records.take(order)
         t0_ns = run.manifest.t0_ns
 
         def instants(name: str) -> np.ndarray:
@@ -51,11 +54,17 @@ class Requests:
         def numbers(name: str) -> np.ndarray:
             return np.asarray(table.column(name).cast("float64").to_numpy(zero_copy_only=False), dtype=float)
 
+        def texts(name: str) -> np.ndarray:
+            """Strings, None where null. Equal ones are one object, so a million of them cost no more than pointers."""
+            encoded = table.column(name).combine_chunks().dictionary_encode()
+            words = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)
+            return words[np.asarray(encoded.indices.fill_null(len(words) - 1))]
+
         self.count = table.num_rows
         self.request_id = table.column("request_id").to_numpy()
         self.stage = table.column("stage").to_numpy().astype(int)
-        self.status = np.asarray(table.column("status").to_pylist(), dtype=object)
-        self.error = np.asarray(table.column("error").to_pylist(), dtype=object)
+        self.status = texts("status")
+        self.error = texts("error")
         self.http_status = numbers("http_status")
         self.retry_after_s = numbers("retry_after_s")
         self.scheduled_s = instants("scheduled_ns")
@@ -72,7 +81,7 @@ class Requests:
         self.requested_output_tokens = numbers("requested_output_tokens")
         self.coalesced_count = numbers("coalesced_count")
         self.timestamp_error_s = numbers("timestamp_error_ns") / NS_PER_S
-        self.timestamp_source = np.asarray(table.column("timestamp_source").to_pylist(), dtype=object)
+        self.timestamp_source = texts("timestamp_source")
 
         self.send_lag_s = self.sent_s - self.scheduled_s
         self.ttft_s = self.first_token_s - self.scheduled_s
@@ -81,21 +90,23 @@ class Requests:
         with np.errstate(divide="ignore", invalid="ignore"):
             gaps = self.output_tokens - 1
             self.tpot_s = np.where(gaps >= 1, (self.last_token_s - self.first_token_s) / gaps, np.nan)
-        self._chunk_ns = table.column("chunk_ns")
+        self._run = run
+        self._order = order
 
     @cached_property
-    def chunk_gaps_s(self) -> list[np.ndarray]:
-        """Gaps between text-carrying events of each request; empty for fewer than two."""
-        return [np.diff(np.asarray(chunks, dtype=np.int64)) / NS_PER_S for chunks in self._chunk_ns.to_pylist()]
+    def digest(self) -> ChunkDigest:
+        """Of the arrivals of tokens, in the order of the records; read in one pass on first use."""
+        return ChunkDigest(self._run.record_batches(CHUNK_COLUMNS), self._run.manifest.t0_ns)
 
     @cached_property
     def itl_max_s(self) -> np.ndarray:
-        return np.array([gaps.max() if len(gaps) else np.nan for gaps in self.chunk_gaps_s])
+        """Largest gap between two text-carrying events per request; NaN for fewer than two."""
+        return self.digest.gap_max_s[self._order]
 
     @cached_property
     def chunks(self) -> np.ndarray:
         """Text-carrying events per request."""
-        return np.array([len(chunks) for chunks in self._chunk_ns.to_pylist()], dtype=float)
+        return self.digest.count[self._order]
 
     def meets(self, slo: Slo, i: int) -> bool | None:
         """Whether request i met the SLO; None when it does not count. See slo.request_meets."""
@@ -313,18 +324,12 @@ class RunView:
             reason=stage.reason,
         )
 
-    @cached_property
-    def token_times_s(self) -> np.ndarray:
-        """Arrival of every text-carrying event of the run, sorted, seconds since t0."""
-        column = self.run.records.column("chunk_ns").combine_chunks()
-        flat = column.flatten() if hasattr(column, "flatten") else column
-        return np.sort((np.asarray(flat, dtype=np.int64) - self.t0_ns) / NS_PER_S)
-
     def token_rate(self, window_s: tuple[float, float]) -> float | None:
-        """Text-carrying events received per second; for most engines one event is one token."""
-        if not len(self.token_times_s) or window_s[1] <= window_s[0]:
+        """Output tokens received per second; None when the run has none or the window no length."""
+        digest = self.requests.digest
+        if not digest.tokens or window_s[1] <= window_s[0]:
             return None
-        low, high = np.searchsorted(self.token_times_s, window_s)
+        low, high = digest.tokens_until(window_s)
         return float((high - low) / (window_s[1] - window_s[0]))
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tests.support.runs import named_row
 
 from pinchpoint.model import RECORD_COLUMNS, Limits, Manifest, Stage, TargetFacts
 from pinchpoint.rundir import Run, RunWriter, read_run
 from pinchpoint.slo import parse_slos
-from tests.support.runs import named_row
 
 NS_PER_S = 1_000_000_000
 GAP_S = 10

@@ -132,7 +132,7 @@ def test_a_cut_off_event_line_is_left_out(tmp_path: Path) -> None:
 
 def test_rows_reach_the_disk_within_a_second_of_appending(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 100.0
-    monkeypatch.setattr("pinchpoint.rundir.time.monotonic", lambda: now_s)
+    monkeypatch.setattr("pinchpoint.parts.time.monotonic", lambda: now_s)
     part = PartWriter(tmp_path / "p.arrows", SAMPLE_COLUMNS)
     part.append([sample(1)])
     size = (tmp_path / "p.arrows").stat().st_size

@@ -134,8 +134,8 @@ def test_every_issued_request_has_one_record_and_every_record_was_scheduled(tmp_
 
 def test_tokens_asked_are_tokens_answered_in_virtual_time(tmp_path: Path) -> None:
     search(tmp_path)
-    records = read_run(tmp_path / "run").records.to_pylist()
-    finished = [r for r in records if r["status"] == "ok"]
+    batches = read_run(tmp_path / "run").record_batches()
+    finished = [r for batch in batches for r in batch.to_pylist() if r["status"] == "ok"]
     assert finished
     assert all(r["output_tokens"] == r["requested_output_tokens"] == sum(r["chunk_tokens"]) for r in finished)
 

@@ -76,16 +76,16 @@ def request_charts(view: RunView, verdict: Verdict, duration_s: float) -> list[d
     for key, title, values, reading in scatters:
         if np.isfinite(values).any():
             charts.append(_scatter(verdict, key, title, reading, r.scheduled_s, values))
-    if len(view.token_times_s):
+    if r.digest.tokens:
         charts.append(
             chart(
                 "tokens",
                 "Output tokens",
-                "Events with text received per second: the work rate of the service. Its plateau is the ceiling.",
+                "Output tokens received per second: the work rate of the service. Its plateau is the ceiling.",
                 "tokens/s",
                 "rate",
                 middle_s,
-                [line("tokens", per_second(view.token_times_s), "third")],
+                [line("tokens", np.diff(r.digest.tokens_until(edges_s)) / width_s, "third")],
             )
         )
     if failed.any():

@@ -42,7 +42,7 @@ def test_cost_line_needs_streams_that_vary() -> None:
     assert cost_line(np.full(100, 1.0), np.full(100, 0.01)) is None
 
 
-@given(st.floats(0, 1), st.floats(0, 1), st.floats(1, 100))
+@given(st.floats(0, 1, allow_subnormal=False), st.floats(0, 1, allow_subnormal=False), st.floats(1, 100))
 def test_doubling_the_batch_gains_between_nothing_and_twice(a: float, b: float, n: float) -> None:
     assert 1 - 1e-9 <= CostLine(a, b, 1, n, 99).gain_of_doubling(n) <= 2 + 1e-9
 
