@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from tests.support.runs import named_row
 
-from pinchpoint.model import RECORD_COLUMNS, Limits, Manifest, Stage, TargetFacts
+from pinchpoint.model import RECORD_COLUMNS, SCHEDULE_COLUMNS, Limits, Manifest, Stage, TargetFacts
 from pinchpoint.rundir import Run, RunWriter, read_run
 from pinchpoint.slo import parse_slos
 
@@ -128,7 +128,9 @@ def build_case(path: Path, case: dict[str, Any], *, seed: int = 7) -> Run:
     rng = np.random.default_rng(seed)
     seconds = case.get("seconds", 30)
     rates: list[float] = case["rates"]
-    kinds = ["search"] * (len(rates) - 1) + ["overload" if case.get("overload", True) else "search"]
+    kinds = case.get("kinds") or ["search"] * (len(rates) - 1) + [
+        "overload" if case.get("overload", True) else "search"
+    ]
     arrivals: list[tuple[float, int]] = []
     stages: list[Stage] = []
     for i, (rate, kind) in enumerate(zip(rates, kinds, strict=True)):
@@ -165,7 +167,7 @@ def build_case(path: Path, case: dict[str, Any], *, seed: int = 7) -> Run:
         t0_ns=T0_NS,
         virtual=False,
         seed=seed,
-        plan={},
+        plan=case.get("plan", {}),
         target=facts,
         slos=slos,
         slos_derived=case.get("slos_derived", True),
@@ -179,8 +181,26 @@ def build_case(path: Path, case: dict[str, Any], *, seed: int = 7) -> Run:
     rows = simulate(case.get("service", {}), arrivals, rng)
     stage_end_s = {stage.index: (stage.drained_ns - T0_NS) / NS_PER_S for stage in stages}
     s = {**SERVICE_DEFAULTS, **case.get("service", {})}
-    records.append(_record(i, row, s, client, stage_end_s[row["stage"]], rng) for i, row in enumerate(rows))
+    keeps = np.random.default_rng(seed + 1).random(len(rows)) >= client.get("lost", 0.0)
+    records.append(_record(i, row, s, client, stage_end_s[row["stage"]], rng) for i, row in enumerate(rows) if keeps[i])
     records.close()
+    schedule = writer.part("schedule", "0")
+    schedule.append(
+        named_row(
+            SCHEDULE_COLUMNS,
+            request_id=i,
+            stage=row["stage"],
+            session_id=i,
+            turn=0,
+            offset_ns=None if case.get("closed") else T0_NS + round(row["at"] * NS_PER_S) - stages[row["stage"]].t0_ns,
+            input_tokens=row["isl"],
+            max_output_tokens=row["osl"],
+        )
+        for i, row in enumerate(rows)
+    )
+    schedule.close()
+    for event in case.get("events", ()):
+        writer.event(T0_NS, **event)
     samples = writer.part("telemetry", "case")
     for name, text in case.get("series", {}).items():
         readings = parse_readings(text, seed)
@@ -207,6 +227,9 @@ def _record(
         return None if t_s is None else T0_NS + round(t_s * NS_PER_S)
 
     sent = row["at"] + client.get("lag_s", 0.0002)
+    stopped_s, resumed_s = client.get("stop", (0.0, 0.0))
+    if stopped_s <= sent < resumed_s:
+        sent = resumed_s
     dropped = rng.random() < client.get("dropped", 0.0)
     values: dict[str, Any] = {
         "request_id": i,

@@ -12,18 +12,18 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from pinchpoint.diagnose.check_client import (
+    ACCUSING_CHECKS,
+    CLIENT_CHECKS,
+    LAG_SUSPECT_RATIO,
+    lag_limits_s,
+    send_lags_s,
+)
 from pinchpoint.diagnose.check_workload import WORKLOAD_CHECKS
 from pinchpoint.diagnose.features import Features
 from pinchpoint.diagnose.stage_features import StageFeatures
 from pinchpoint.model import Validity, ValidityReason
 
-LAG_FLOOR_S = 0.005
-"""Lag below 5 ms is within what a timer and a busy kernel do; no SLO of a person's patience is that fine."""
-LAG_SUSPECT_RATIO = 0.1
-LAG_INVALID_RATIO = 0.25
-"""Shares of the latency that an SLO limits (else of the median TTFT): a tenth shifts a quantile visibly, a quarter
-decides it."""
-LAG_INVALID_FLOOR_S = 0.02
 LOOP_BUSY_SUSPECT_RATIO = 0.8
 LOOP_BUSY_INVALID_RATIO = 0.95
 """M/D/1: mean wait is rho / (2 (1 - rho)) service times, 2 at 0.8 and about 10 at 0.95."""
@@ -46,7 +46,7 @@ def check(features: Features) -> tuple[Validity, tuple[ValidityReason, ...]]:
             "measured", "invalid", "no request of a load stage was recorded, so there is nothing to judge"
         )
         return "INVALID", (reason, *_if_aborted(features))
-    reasons = tuple(look(features) for look in (*CHECKS, *WORKLOAD_CHECKS))
+    reasons = tuple(look(features) for look in (*CHECKS, *CLIENT_CHECKS, *WORKLOAD_CHECKS))
     levels = {reason.level for reason in reasons}
     validity: Validity = "INVALID" if "invalid" in levels else "SUSPECT" if "suspect" in levels else "VALID"
     return validity, reasons
@@ -72,19 +72,11 @@ def completeness(features: Features) -> ValidityReason:
 
 def send_lag(features: Features) -> ValidityReason:
     """p99 of sent minus scheduled, against the tightest latency SLO or the median TTFT."""
-    r = features.view.requests
-    lag_s = r.send_lag_s[np.isfinite(r.send_lag_s) & np.isin(r.stage, [s.stage.index for s in features.tested])]
+    lag_s = send_lags_s(features)
     if not len(lag_s):
         return ValidityReason("send-lag", "unknown", "no request has both a scheduled and a sent instant")
     p99_s = float(np.quantile(lag_s, QUANTILE_SHOWN))
-    limits_s = [slo.limit for slo in features.slos if slo.metric in ("ttft", "e2e")]
-    ttft_s = features.base.ttft_s if features.base is not None else None
-    reference_s = min(limits_s) if limits_s else ttft_s
-    what = "the tightest latency SLO" if limits_s else "the median TTFT at light load"
-    if reference_s is None:
-        reference_s, what = LAG_FLOOR_S / LAG_SUSPECT_RATIO, "50 ms, since no latency is known"
-    suspect_s = max(LAG_FLOOR_S, LAG_SUSPECT_RATIO * reference_s)
-    invalid_s = max(LAG_INVALID_FLOOR_S, LAG_INVALID_RATIO * reference_s)
+    suspect_s, invalid_s, what = lag_limits_s(features)
     text = f"p99 of {len(lag_s)} sends left {p99_s * 1e3:.1f} ms after their scheduled instant"
     if p99_s > invalid_s:
         level, text = "invalid", f"{text}, over a quarter of {what}: the latencies are partly the generator's own"
@@ -239,4 +231,4 @@ CHECKS: tuple[Callable[[Features], ValidityReason], ...] = (
     telemetry_gaps,
     completeness,
 )
-GENERATOR_CHECKS = frozenset({"send-lag", "loop-busy", "client-cpu", "dropped", "achieved-rate"})
+GENERATOR_CHECKS = ACCUSING_CHECKS | {"send-lag", "loop-busy", "client-cpu", "dropped", "achieved-rate"}

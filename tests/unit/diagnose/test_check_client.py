@@ -1,0 +1,175 @@
+"""The client's own host is judged: stops of the load processes, and each cause alone, near misses and silence included.
+
+Every reading of a case series is one second; stages are 30 s long with 10 s between them.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from case_run import build_case
+
+from pinchpoint.judge import judge
+from pinchpoint.model import ValidityReason, Verdict
+from pinchpoint.series import RunView
+
+SEARCH: dict[str, Any] = {"rates": [1, 2, 3], "overload": False, "service": {"a": 0.01}}
+LOAD: dict[str, Any] = {"rates": [20], "kinds": ["load"], "seconds": 20, "slos": [], "service": {"a": 0.01}}
+"""A plain load: one stage, no SLO, nothing searched."""
+UNKNOWN_WHEN_UNRECORDED = ("loop-stall", "cpu-quota", "gc-pauses", "retransmits", "receive-buffers", "headroom")
+
+
+def judged(tmp_path: Path, base: dict[str, Any] = SEARCH, **changes: Any) -> Verdict:
+    return judge(RunView(build_case(tmp_path / "run", {**base, **changes})))
+
+
+def reason(verdict: Verdict, check: str) -> ValidityReason:
+    return next(r for r in verdict.validity_reasons if r.check == check)
+
+
+def level(tmp_path: Path, check: str, base: dict[str, Any] = SEARCH, **changes: Any) -> str:
+    return reason(judged(tmp_path, base, **changes), check).level
+
+
+@pytest.mark.parametrize("base", [SEARCH, LOAD], ids=["search", "load"])
+def test_what_was_not_recorded_is_unknown_and_changes_nothing(tmp_path: Path, base: dict[str, Any]) -> None:
+    verdict = judged(tmp_path, base)
+    assert verdict.validity == "VALID"
+    for check in (*UNKNOWN_WHEN_UNRECORDED, "host-limits"):
+        assert reason(verdict, check).level == "unknown", check
+
+
+# -- stops of the client ----------------------------------------
+
+
+@pytest.mark.parametrize("base", [LOAD, {**LOAD, "slos": ["ttft p95 < 500ms"]}], ids=["no-slo", "slo"])
+def test_a_client_stopped_for_two_of_twenty_seconds_is_invalid_and_says_so(tmp_path: Path, base: dict) -> None:
+    verdict = judged(
+        tmp_path, base, client={"stop": (10.0, 12.0)}, series={"client.loop_stall_max_s": "0.001x12 2.0 0.001x8"}
+    )
+    stall = reason(verdict, "loop-stall")
+    assert verdict.validity == "INVALID"
+    assert stall.level == "invalid"
+    assert "stopped the client" in stall.statement and "2000 ms" in stall.statement
+    assert "invalid" in verdict.headline
+    assert verdict.exit_code == 3
+
+
+def test_a_stop_between_two_stages_touches_nothing(tmp_path: Path) -> None:
+    series = {"client.loop_stall_max_s": "0.001x34 2.0 0.001x80"}
+    assert level(tmp_path, "loop-stall", series=series) == "ok"
+
+
+def test_a_stop_that_few_sends_felt_is_suspect(tmp_path: Path) -> None:
+    verdict = judged(
+        tmp_path, LOAD, client={"stop": (10.0, 10.12)}, series={"client.loop_stall_max_s": "0.001x10 0.12 0.001x9"}
+    )
+    assert reason(verdict, "loop-stall").level == "suspect"
+
+
+def test_a_long_stop_that_no_send_felt_is_suspect_and_a_short_one_fine(tmp_path: Path) -> None:
+    long, short = "0.001x10 1.5 0.001x105", "0.001x10 0.13 0.001x105"
+    assert level(tmp_path / "a", "loop-stall", series={"client.loop_stall_max_s": long}) == "suspect"
+    assert level(tmp_path / "b", "loop-stall", series={"client.loop_stall_max_s": short}) == "ok"
+
+
+def test_a_stop_is_measured_against_the_latency_promised(tmp_path: Path) -> None:
+    changes = {"client": {"stop": (10.0, 10.4)}, "series": {"client.loop_stall_max_s": "0.001x10 0.4 0.001x9"}}
+    lenient = {**LOAD, "slos": ["ttft p95 < 4s"]}
+    assert level(tmp_path / "a", "loop-stall", lenient, **changes) == "ok"
+    assert level(tmp_path / "b", "loop-stall", LOAD, **changes) == "invalid"
+
+
+# -- causes on the client's host ----------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("check", "series", "expected"),
+    [
+        # 120 s of readings; a counter that grows all the time grows by 28 or so in each window of 28 s
+        ("cpu-quota", {"cgroup_periods_total": "0+10x120", "cgroup_throttled_periods_total": "0+1x120"}, "suspect"),
+        ("cpu-quota", {"cgroup_periods_total": "0+500x120", "cgroup_throttled_periods_total": "0+1x120"}, "ok"),
+        ("cpu-quota", {"cgroup_periods_total": "0x120", "cgroup_throttled_periods_total": "0x120"}, "ok"),
+        ("gc-pauses", {"gc_pause_max_s": "0x10 0.08 0x109"}, "suspect"),  # the SLO is 500 ms
+        ("gc-pauses", {"gc_pause_max_s": "0x10 0.04 0x109"}, "ok"),
+        ("gc-pauses", {"gc_pause_max_s": "0x40 0.5 0x79"}, "ok"),  # before the second stage
+        ("retransmits", {"tcp_segments_sent_total": "0+1000x120", "tcp_retransmits_total": "0+20x120"}, "suspect"),
+        ("retransmits", {"tcp_segments_sent_total": "0+1000x120", "tcp_retransmits_total": "0+5x120"}, "ok"),
+        ("retransmits", {"tcp_segments_sent_total": "0+1x120", "tcp_retransmits_total": "0x20 1x100"}, "ok"),
+        ("receive-buffers", {"tcp_receive_pruned_total": "0x10 1x110"}, "suspect"),
+        ("receive-buffers", {"tcp_zero_window_total": "0+1x120"}, "suspect"),
+        ("receive-buffers", {"tcp_zero_window_total": "7x10 8x110"}, "ok"),
+        ("receive-buffers", {"tcp_zero_window_total": "9000x120"}, "ok"),  # all before the run
+        ("headroom", {"open_files": "950x120", "open_files_limit": "1000x120"}, "suspect"),
+        ("headroom", {"open_files": "850x120", "open_files_limit": "1000x120"}, "ok"),
+        (
+            "headroom",
+            {"tcp_sockets": "900x120", "tcp_time_wait_sockets": "27000x120", "ports_available": "28232x120"},
+            "suspect",
+        ),
+        ("headroom", {"tcp_sockets": "900x120", "ports_available": "28232x120"}, "ok"),
+    ],
+)
+def test_a_cause_on_the_clients_host_is_suspect_beyond_its_limit(
+    tmp_path: Path, check: str, series: dict[str, str], expected: str
+) -> None:
+    verdict = judged(tmp_path, series={f"client.{name}": text for name, text in series.items()})
+    assert reason(verdict, check).level == expected
+    assert verdict.validity == ("SUSPECT" if expected == "suspect" else "VALID")
+
+
+def test_throttling_tells_for_how_long_and_what_to_do(tmp_path: Path) -> None:
+    counts = {"cgroup_periods_total": "0+10x120", "cgroup_throttled_periods_total": "0+5x120"}
+    series = {f"client.{name}": text for name, text in counts.items()} | {
+        "client.cgroup_throttled_s_total": "0+0.1x120"
+    }
+    statement = reason(judged(tmp_path, series=series), "cpu-quota").statement
+    assert "held it back for" in statement and "cpu.max" in statement
+
+
+# -- what the run itself tells ----------------------------------------
+
+LOST = {"kind": "worker-lost", "message": "load process 1 died (exit code -9); its part of the load is missing"}
+
+
+def test_a_load_process_that_took_its_load_with_it_makes_the_run_invalid(tmp_path: Path) -> None:
+    verdict = judged(tmp_path, LOAD, events=[LOST], client={"lost": 0.3})
+    assert reason(verdict, "lost-workers").level == "invalid"
+    assert "exit code -9" in reason(verdict, "lost-workers").statement
+
+
+def test_a_load_process_that_died_with_nothing_to_do_is_suspect(tmp_path: Path) -> None:
+    assert level(tmp_path, "lost-workers", LOAD, events=[LOST]) == "suspect"
+
+
+def test_of_a_closed_loop_the_share_of_the_processes_counts(tmp_path: Path) -> None:
+    assert level(tmp_path, "lost-workers", LOAD, events=[LOST], closed=True) == "invalid"
+
+
+def test_requests_that_a_search_withdrew_are_not_lost(tmp_path: Path) -> None:
+    assert level(tmp_path, "lost-workers", client={"lost": 0.3}) == "ok"
+
+
+def test_a_plan_beyond_the_limits_of_the_host_is_suspect_when_forced(tmp_path: Path) -> None:
+    forced = {"kind": "beyond-limits", "reasons": ["90,000 tokens/s are asked for and this host can take 40,000"]}
+    verdict = judged(tmp_path, LOAD, events=[forced])
+    assert reason(verdict, "host-limits").level == "suspect"
+    assert "90,000 tokens/s" in reason(verdict, "host-limits").statement
+
+
+def test_a_plan_within_the_limits_is_fine(tmp_path: Path) -> None:
+    assert level(tmp_path, "host-limits", LOAD, events=[{"kind": "within-limits"}]) == "ok"
+
+
+@pytest.mark.parametrize(
+    ("plan", "events", "words"),
+    [
+        ({}, [], "normal priority"),
+        ({"realtime": True}, [], "ran at real-time priority"),
+        ({"realtime": True}, [{"kind": "realtime", "granted": False}], "did not grant"),
+    ],
+)
+def test_the_priority_is_told_and_changes_nothing(tmp_path: Path, plan: dict, events: list, words: str) -> None:
+    verdict = judged(tmp_path, LOAD, plan=plan, events=events)
+    assert words in reason(verdict, "priority").statement
+    assert verdict.validity == "VALID"
