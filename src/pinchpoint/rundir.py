@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 TABLES = {"schedule": SCHEDULE_COLUMNS, "records": RECORD_COLUMNS, "telemetry": SAMPLE_COLUMNS}
 READ_ROWS_MAX = 1 << 12
 ROW_GROUP_ROWS_MAX = 1 << 16
-ROW_GROUP_ITEMS_MAX = 1 << 20
-"""Token arrivals in a row group of records: 8 MiB, which is what sealing and reading hold at once."""
+ROW_GROUP_ITEMS_MAX = 1 << 18
+"""Token arrivals in a row group of records: 2 MiB, which sealing and reading hold at once, and a few copies of it."""
 
 
 class RunWriter:

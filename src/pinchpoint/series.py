@@ -13,9 +13,9 @@ import numpy as np
 from pinchpoint.catalog import load_catalog
 from pinchpoint.chunks import CHUNK_COLUMNS, ChunkDigest
 from pinchpoint.clock import NS_PER_S
-from pinchpoint.model import Slo, Stage, StageResult
+from pinchpoint.model import ERROR_STATUSES, Slo, Stage, StageResult
 from pinchpoint.rundir import Run
-from pinchpoint.slo import request_meets, surely_missed
+from pinchpoint.slo import NOT_ANSWERED_STATUSES, WITHDRAWN_STATUSES, surely_missed
 from pinchpoint.stats import effective_ratio, quantile, quantile_interval
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
@@ -108,27 +108,37 @@ class Requests:
         """Text-carrying events per request."""
         return self.digest.count[self._order]
 
-    def meets(self, slo: Slo, i: int) -> bool | None:
-        """Whether request i met the SLO; None when it does not count. See slo.request_meets."""
-        status = self.status[i]
-        if status == "cancelled":
+    def outcomes(self, slo: Slo) -> tuple[np.ndarray, np.ndarray]:
+        """(met, counts), boolean, shape (requests,): which requests met the SLO, and which count for it at all.
+
+        slo.request_meets for all requests at once, and slo.surely_missed for those that were withdrawn.
+        """
+        if slo.metric == "errors":
+            return self.status == "ok", ~np.isin(self._status_text, NOT_ANSWERED_STATUSES)
+        value_s = {"ttft": self.ttft_s, "tpot": self.tpot_s, "e2e": self.e2e_s}.get(slo.metric)
+        value_s = self.itl_max_s if value_s is None else value_s
+        timed_out = self.status == "timeout"
+        measured = np.isfinite(value_s) & ~np.isin(self._status_text, (*NOT_ANSWERED_STATUSES, *ERROR_STATUSES))
+        with np.errstate(invalid="ignore"):
+            met = measured & ~timed_out & (value_s < slo.limit)
+        return met, measured | timed_out | self._withdrawn_too_late(slo)
+
+    def _withdrawn_too_late(self, slo: Slo) -> np.ndarray:
+        missed = np.zeros(self.count, bool)
+        for i in np.flatnonzero(np.isin(self._status_text, WITHDRAWN_STATUSES)):
             age_s = self.end_s[i] - self.scheduled_s[i]
-            missed = surely_missed(
+            missed[i] = surely_missed(
                 slo,
                 age_s=age_s if np.isfinite(age_s) else 0.0,
                 has_first_byte=bool(np.isfinite(self.first_byte_s[i])),
                 since_first_token_s=_known(self.end_s[i] - self.first_token_s[i]),
                 max_output_tokens=int(self.requested_output_tokens[i]),
             )
-            return False if missed else None
-        return request_meets(
-            slo,
-            status=status,
-            ttft_s=_known(self.ttft_s[i]),
-            tpot_s=_known(self.tpot_s[i]),
-            e2e_s=_known(self.e2e_s[i]),
-            itl_max_s=_known(self.itl_max_s[i]) if slo.metric == "itl" else None,
-        )
+        return missed
+
+    @cached_property
+    def _status_text(self) -> np.ndarray:
+        return self.status.astype(str)
 
 
 def _known(value: float) -> float | None:
@@ -283,20 +293,20 @@ class RunView:
     def stage_result(self, stage: Stage, slos: Iterable[Slo]) -> StageResult:
         r = self.requests
         mask = self.select(stage)
-        indices = np.flatnonzero(mask)
+        count = int(mask.sum())
         start_s, end_s = self.window_s(stage)
         duration_s = max(end_s - start_s, 1e-9)
         statuses, counts = np.unique(r.status[mask].astype(str), return_counts=True)
         by_status = dict(zip(statuses.tolist(), counts.tolist(), strict=True))
         attainment: dict[str, tuple[int, int]] = {}
         effective: dict[str, float] = {}
-        meets_all = np.array([r.status[i] == "ok" for i in indices], dtype=bool)
+        meets_all = r.status[mask] == "ok"
         for slo in slos:
-            outcomes = [r.meets(slo, int(i)) for i in indices]
-            counted = [outcome for outcome in outcomes if outcome is not None]
-            attainment[slo.text] = (counted.count(True), len(counted))
-            effective[slo.text] = effective_ratio(counted)
-            meets_all &= np.array([outcome is not False for outcome in outcomes], dtype=bool)
+            met, counts_for_it = (each[mask] for each in r.outcomes(slo))
+            counted = met[counts_for_it]
+            attainment[slo.text] = (int(counted.sum()), len(counted))
+            effective[slo.text] = effective_ratio(counted.tolist())
+            meets_all &= met | ~counts_for_it
         ended_ok = (r.status == "ok") & (r.stage == stage.index) & (r.end_s >= start_s) & (r.end_s < end_s)
         grid_s = np.linspace(start_s, end_s, 50)
         ttft_s = _finite(r.ttft_s[mask])
@@ -305,18 +315,18 @@ class RunView:
             kind=stage.kind,
             name=stage.name,
             rate_rps=stage.rate_rps,
-            achieved_rps=float(np.isfinite(r.sent_s[mask]).sum() / duration_s) if len(indices) else None,
-            completed_rps=float(ended_ok.sum() / duration_s) if len(indices) else None,
-            goodput_rps=float(meets_all.sum() / duration_s) if len(indices) else None,
+            achieved_rps=float(np.isfinite(r.sent_s[mask]).sum() / duration_s) if count else None,
+            completed_rps=float(ended_ok.sum() / duration_s) if count else None,
+            goodput_rps=float(meets_all.sum() / duration_s) if count else None,
             duration_s=duration_s,
-            requests=len(indices),
+            requests=count,
             ok=by_status.get("ok", 0),
             errors={status: n for status, n in by_status.items() if status != "ok"},
             ttft_s=_quantiles(ttft_s),
             tpot_s=_quantiles(_finite(r.tpot_s[mask])),
             e2e_s=_quantiles(_finite(r.e2e_s[mask])),
             ttft_p95_interval_s=quantile_interval(ttft_s, 0.95),
-            in_flight_mean=float(self.in_flight(grid_s).mean()) if len(indices) else None,
+            in_flight_mean=float(self.in_flight(grid_s).mean()) if count else None,
             output_tokens_per_s=self.token_rate((start_s, end_s)),
             attainment=attainment,
             effective=effective,

@@ -68,6 +68,10 @@ def parse_slos(texts: list[str] | tuple[str, ...]) -> tuple[Slo, ...]:
     return slos
 
 
+WITHDRAWN_STATUSES = ("cancelled", "abandoned")
+"""Ended by us before the answer was: they count only once their limit had passed (surely_missed)."""
+NOT_ANSWERED_STATUSES = (*WITHDRAWN_STATUSES, "dropped")
+"""Ours, and no failures of the service."""
 DEFAULT_ERROR_LIMIT_RATIO = 0.01
 DEFAULT_PERCENTILE = 95.0
 """p95: 59 requests without a miss support it at 95 % confidence; p99 needs 299, beyond a few minutes at low rates."""
@@ -112,7 +116,7 @@ def request_meets(
     tpot and itl are None for answers of a single token and then do not count. An itl SLO holds for a request when its
     longest gap does.
     """
-    if status in ("cancelled", "dropped"):
+    if status in NOT_ANSWERED_STATUSES:
         return None
     if slo.metric == "errors":
         return status == "ok"

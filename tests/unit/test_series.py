@@ -1,0 +1,111 @@
+"""Requests as columns: the same answers as the SLO language gives for single requests."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pinchpoint.clock import NS_PER_S
+from pinchpoint.model import RECORD_COLUMNS, STATUSES, Manifest, TargetFacts
+from pinchpoint.rundir import RunWriter, read_run
+from pinchpoint.series import Requests
+from pinchpoint.slo import parse_slo, request_meets, surely_missed
+from tests.support.runs import named_row
+
+SLOS = ("ttft p95 < 100ms", "tpot p95 < 20ms", "itl p95 < 30ms", "e2e p95 < 1s", "errors < 1%")
+instants = st.none() | st.integers(0, 2 * NS_PER_S)
+
+
+@st.composite
+def records(draw: st.DrawFn, request_id: int) -> dict[str, object]:
+    scheduled_ns = draw(st.integers(0, NS_PER_S))
+    chunk_ns = sorted(draw(st.lists(st.integers(scheduled_ns, scheduled_ns + NS_PER_S), max_size=4)))
+    first_byte_ns = chunk_ns[0] if chunk_ns else draw(st.none() | st.just(scheduled_ns))
+    return {
+        "request_id": request_id,
+        "stage": 0,
+        "worker": 0,
+        "scheduled_ns": scheduled_ns,
+        "first_byte_ns": first_byte_ns,
+        "first_token_ns": chunk_ns[0] if chunk_ns else None,
+        "last_token_ns": chunk_ns[-1] if chunk_ns else None,
+        "end_ns": draw(st.none() | st.integers(scheduled_ns + NS_PER_S, scheduled_ns + 2 * NS_PER_S)),
+        "chunk_ns": chunk_ns,
+        "coalesced_count": 0,
+        "timestamp_source": "kernel",
+        "output_tokens": draw(st.none() | st.integers(0, 6)),
+        "requested_input_tokens": 1,
+        "requested_output_tokens": draw(st.integers(1, 60)),
+        "bytes_in": 0,
+        "status": draw(st.sampled_from(STATUSES)),
+    }
+
+
+def requests_of(path: Path, rows: list[dict[str, object]]) -> Requests:
+    manifest = Manifest(1, "r", "0", "running", None, "", 0, False, 1, {}, TargetFacts("u"), (), False, [], {}, {}, {})
+    writer = RunWriter(path, manifest)
+    part = writer.part("records", "0")
+    part.append(named_row(RECORD_COLUMNS, **row) for row in rows)
+    part.close()
+    return Requests(read_run(path))
+
+
+def known(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+@pytest.mark.parametrize("text", SLOS)
+@given(data=st.data())
+def test_all_requests_at_once_get_the_answers_of_each_alone(
+    text: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    slo = parse_slo(text)
+    rows = [data.draw(records(i)) for i in range(data.draw(st.integers(1, 6)))]
+    r = requests_of(tmp_path_factory.mktemp("series") / "run", rows)
+    met, counts = r.outcomes(slo)
+    for i in range(r.count):
+        expected: bool | None
+        if r.status[i] in ("cancelled", "abandoned"):
+            age_s = r.end_s[i] - r.scheduled_s[i]
+            expected = (
+                False
+                if surely_missed(
+                    slo,
+                    age_s=0.0 if math.isnan(age_s) else age_s,
+                    has_first_byte=not math.isnan(r.first_byte_s[i]),
+                    since_first_token_s=known(r.end_s[i] - r.first_token_s[i]),
+                    max_output_tokens=int(r.requested_output_tokens[i]),
+                )
+                else None
+            )
+        else:
+            expected = request_meets(
+                slo,
+                status=r.status[i],
+                ttft_s=known(r.ttft_s[i]),
+                tpot_s=known(r.tpot_s[i]),
+                e2e_s=known(r.e2e_s[i]),
+                itl_max_s=known(r.itl_max_s[i]),
+            )
+        assert (bool(met[i]) if counts[i] else None) == expected
+
+
+def test_columns_follow_the_schedule_and_not_the_order_of_ends(tmp_path: Path) -> None:
+    base: dict[str, object] = {
+        "stage": 0, "worker": 0, "coalesced_count": 0, "timestamp_source": "kernel", "requested_input_tokens": 1,
+        "requested_output_tokens": 3, "bytes_in": 0, "status": "ok",
+    }  # fmt: skip
+    late: dict[str, object] = {**base, "request_id": 1, "scheduled_ns": 20, "chunk_ns": [30, 40]}
+    early: dict[str, object] = {**base, "request_id": 0, "scheduled_ns": 10, "chunk_ns": [50, 60, 90]}
+    r = requests_of(tmp_path / "run", [late, early])
+    assert r.request_id.tolist() == [0, 1]
+    assert r.chunks.tolist() == [3, 2]
+    assert np.allclose(r.itl_max_s, [30e-9, 10e-9])
+
+
+def test_a_user_who_hung_up_is_no_error_of_the_service() -> None:
+    values = {"ttft_s": None, "tpot_s": None, "e2e_s": None, "itl_max_s": None}
+    assert request_meets(parse_slo("errors < 1%"), status="abandoned", **values) is None
