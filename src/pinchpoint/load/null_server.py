@@ -9,7 +9,9 @@ The first line on standard output is the port.
 It speaks enough of the OpenAI API to be probed and loaded: GET /health and /v1/models, POST /v1/chat/completions and
 /v1/completions, streaming or not, with kept connections. A request may set its own times and length:
 
-    {"max_tokens": 8, "stream": true, "timing": {"first_ms": 0, "gap_ms": 2}}
+    {"max_tokens": 8, "stream": true, "timing": {"first_ms": 0, "gap_ms": 2, "tag": 17}}
+
+The tag comes back in the id of every event, so that a client can tell whose token carried which instant.
 
 How it works. All streams with one gap stand in one queue: the next token of a stream is due one gap after its last, so
 a queue is always in order of its instants and costs the same however many streams there are. A stream whose client does
@@ -43,14 +45,16 @@ IDLE_NS = NS_PER_S
 MODEL = "null"
 STAMP = re.compile(rb'"content":"0*([0-9]+) "')
 """Finds the stamp (monotonic ns) in a stream event of this server."""
+TAGGED_STAMP = re.compile(rb'"id":"null-([0-9]+)".*"content":"0*([0-9]+) "')
+"""Tag and stamp."""
 
 _EVENT = (
-    b'data: {"id":"null","object":"chat.completion.chunk","created":0,"model":"null",'
-    b'"choices":[{"index":0,"delta":{"content":"%020d "},"finish_reason":null}]}\n\n'
+    b'data: {"id":"null-%d","object":"chat.completion.chunk","created":0,"model":"null",'
+    b'"choices":[{"index":0,"delta":{"content":"%%020d "},"finish_reason":null}]}\n\n'
 )
 _TEXT_EVENT = (
-    b'data: {"id":"null","object":"text_completion","created":0,"model":"null",'
-    b'"choices":[{"index":0,"text":"%020d ","finish_reason":null}]}\n\n'
+    b'data: {"id":"null-%d","object":"text_completion","created":0,"model":"null",'
+    b'"choices":[{"index":0,"text":"%%020d ","finish_reason":null}]}\n\n'
 )
 _LAST = {
     _EVENT: b'data: {"id":"null","choices":[{"index":0,"delta":{},"finish_reason":"length"}]}\n\n',
@@ -67,6 +71,7 @@ BYTES_PER_TOKEN = 4
 class _Timing(msgspec.Struct):
     first_ms: float | None = None
     gap_ms: float | None = None
+    tag: int = 0
 
 
 class _StreamOptions(msgspec.Struct):
@@ -88,12 +93,10 @@ def _chunk(data: bytes) -> bytes:
     return b"%x\r\n%s\r\n" % (len(data), data)
 
 
-def _framed(event: bytes) -> bytes:
+def _framed(event: bytes, tag: int) -> bytes:
     """The event as one HTTP chunk with the stamp still to be filled in; its length does not depend on the stamp."""
-    return b"%x\r\n%s\r\n" % (len(event % 0), event)
-
-
-_FRAMED = {event: _framed(event) for event in _LAST}
+    tagged = event % tag
+    return b"%x\r\n%s\r\n" % (len(tagged % 0), tagged)
 
 
 def _answer(status: bytes, body: bytes, kind: bytes = b"application/json") -> bytes:
@@ -103,11 +106,25 @@ def _answer(status: bytes, body: bytes, kind: bytes = b"application/json") -> by
 class _Stream:
     """An answer being sent. `left` tokens are still to come."""
 
-    __slots__ = ("blocked", "client", "due_ns", "event", "gap_ns", "left", "prompt_tokens", "started", "tokens")
+    __slots__ = (
+        "blocked",
+        "client",
+        "due_ns",
+        "framed",
+        "gap_ns",
+        "last",
+        "left",
+        "prompt_tokens",
+        "started",
+        "tokens",
+    )
 
-    def __init__(self, client: "_Client", event: bytes, tokens: int, gap_ns: int, prompt_tokens: int | None) -> None:
+    def __init__(
+        self, client: "_Client", event: bytes, tag: int, tokens: int, gap_ns: int, prompt_tokens: int | None
+    ) -> None:
         self.client = client
-        self.event = event
+        self.framed = _framed(event, tag)
+        self.last = _LAST[event]
         self.tokens = self.left = tokens
         self.gap_ns = gap_ns
         self.prompt_tokens = prompt_tokens
@@ -227,9 +244,10 @@ class NullServer:
         client = stream.client
         if client.stream is not stream:
             return  # the client hung up
-        framed = _FRAMED[stream.event]
         stream.left -= 1
-        data = framed % monotonic_ns() if stream.started else _STREAM_HEAD + framed % monotonic_ns()
+        data = stream.framed % monotonic_ns()
+        if not stream.started:
+            data = _STREAM_HEAD + data
         stream.started = True
         if stream.left == 0:
             client.stream = None
@@ -255,7 +273,7 @@ class NullServer:
 
     @staticmethod
     def _ending(stream: _Stream) -> bytes:
-        parts = [_LAST[stream.event]]
+        parts = [stream.last]
         if stream.prompt_tokens is not None:
             usage = _USAGE % (stream.prompt_tokens, stream.tokens, stream.prompt_tokens + stream.tokens)
             parts.append(b'data: {"id":"null","choices":[],' + usage + b"}\n\n")
@@ -360,8 +378,9 @@ class NullServer:
             self._write(client, _answer(b"400 Bad Request", b'{"error":{"message":"the body is not a request"}}'))
             return
         tokens = max(asked.max_tokens or asked.max_completion_tokens or self._tokens, 1)
-        first_ns, gap_ns = self._first_ns, self._gap_ns
+        first_ns, gap_ns, tag = self._first_ns, self._gap_ns, 0
         if asked.timing is not None:
+            tag = asked.timing.tag
             first_ns = first_ns if asked.timing.first_ms is None else round(asked.timing.first_ms * NS_PER_MS)
             gap_ns = gap_ns if asked.timing.gap_ms is None else round(asked.timing.gap_ms * NS_PER_MS)
         prompt_tokens = len(body) // BYTES_PER_TOKEN
@@ -369,7 +388,7 @@ class NullServer:
             self._answer_whole(client, event, tokens, prompt_tokens, first_ns + gap_ns * (tokens - 1))
             return
         usage = asked.stream_options is not None and asked.stream_options.include_usage
-        stream = client.stream = _Stream(client, event, tokens, gap_ns, prompt_tokens if usage else None)
+        stream = client.stream = _Stream(client, event, tag, tokens, gap_ns, prompt_tokens if usage else None)
         self._queue(self._firsts, first_ns, stream, monotonic_ns() + first_ns)
 
     def _answer_whole(self, client: _Client, event: bytes, tokens: int, prompt_tokens: int, after_ns: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from pinchpoint.clock import monotonic_ns
 from pinchpoint.fetch import Answer, exchange
-from pinchpoint.load.null_server import STAMP
+from pinchpoint.load.null_server import STAMP, TAGGED_STAMP
 from pinchpoint.targets.openai import parse_answer, parse_event
 from pinchpoint.targets.sse import SseParser
 
@@ -73,6 +73,11 @@ def test_tokens_carry_the_instants_at_which_they_were_sent_in_order(url: str) ->
     assert stamps[0] - before_ns >= 2_000_000
     assert all(later - earlier >= 2_900_000 for earlier, later in pairwise(stamps))
     assert stamps[-1] <= monotonic_ns()
+
+
+def test_the_tag_of_a_request_comes_back_in_each_of_its_tokens(url: str) -> None:
+    data = events(ask(url, stream=True, max_tokens=3, timing={"tag": 4711}))
+    assert [int(match[1]) for one in data if (match := TAGGED_STAMP.search(one))] == [4711] * 3
 
 
 def test_a_whole_answer_has_text_and_usage(url: str) -> None:
