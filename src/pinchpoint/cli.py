@@ -129,7 +129,7 @@ def probe(
     from pinchpoint.plan import build_plan
     from pinchpoint.probe import probe as probe_service
     from pinchpoint.report.facts import facts_text
-    from pinchpoint.runner import read_api_key
+    from pinchpoint.launch import read_api_key
 
     keys = {"api_key_env": api_key_env, "api_key_file": str(api_key_file) if api_key_file else None}
     key = read_api_key(build_plan({"url": url, "seed": 0, **{k: v for k, v in keys.items() if v is not None}}))

@@ -4,8 +4,6 @@ From the moment the run directory exists, every way out (done, Ctrl-C, the servi
 the writers and seals what was measured.
 """
 
-import hashlib
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,57 +12,48 @@ import msgspec
 
 from pinchpoint.clock import monotonic_ns
 from pinchpoint.errors import PinchpointError, TargetError, UsageError
+from pinchpoint.launch import (
+    RUNS_DIRECTORY,
+    check_writable,
+    new_run_id,
+    open_access,
+    read_api_key,
+    worker_configs,
+    worker_count,
+)
 from pinchpoint.load.fleet import Fleet
-from pinchpoint.load.messages import Command, Intent, Timeouts, Update, WorkerConfig
-from pinchpoint.load.wire import resolve
+from pinchpoint.load.messages import Calibration, Command, Update
 from pinchpoint.model import Progress
 from pinchpoint.plan import Plan
 from pinchpoint.probe import probe
 from pinchpoint.recorder import ProgressSink, Recorder, new_manifest
 from pinchpoint.rundir import RunWriter
+from pinchpoint.schedule import Schedule, Slots
 from pinchpoint.search import Baseline, Search
 from pinchpoint.slo import parse_slos
-from pinchpoint.targets.openai import OpenAITarget
 from pinchpoint.telemetry.config import CollectorConfig
 from pinchpoint.telemetry.handle import start_collector
 from pinchpoint.workload.lengths import resolve_lengths
 from pinchpoint.workload.prompts import PromptWriter
-from pinchpoint.workload.schedule import ScheduledRequest, Scheduler
+from pinchpoint.workload.schedule import Scheduler, check_stages
 
-RUNS_DIRECTORY = "pinchpoint-runs"
-DEFAULT_KEY_ENV = "PINCHPOINT_API_KEY"
-READY_TIMEOUT_S = 20.0
 REFIT_RANGE = (0.5, 2.0)
 """A correction outside of this range means that the counts mean something else than prompt tokens."""
-KEY_MIN_CHARS = 8
-"""Shorter keys are not searched for in error texts: replacing "abc" everywhere would garble them."""
 
 
 class LiveDriver:
     """search.Driver over load processes."""
 
-    def __init__(self, fleet: Fleet, target: OpenAITarget, prompts: PromptWriter) -> None:
+    def __init__(self, fleet: Fleet, prompts: PromptWriter) -> None:
         self._fleet = fleet
-        self._target = target
-        self.prompts = prompts
+        self._prompts = prompts
 
     def now_ns(self) -> int:
         return monotonic_ns()
 
-    def start_step(self, stage: int, t0_ns: int, requests: Sequence[ScheduledRequest]) -> None:
-        intents = [
-            Intent(
-                request_id=r.request_id,
-                session_id=r.session_id,
-                offset_ns=r.offset_ns,
-                think_ns=r.think_ns,
-                input_tokens=r.input_tokens,
-                max_output_tokens=r.max_output_tokens,
-                body=self._target.build(self.prompts.write(r.request_id, r.input_tokens), r.max_output_tokens),
-            )
-            for r in requests
-        ]
-        self._fleet.start_step(stage, t0_ns, intents)
+    def start_step(self, stage: int, t0_ns: int, schedule: Schedule, slots: Slots | None = None) -> None:
+        assert schedule.stage == stage
+        self._fleet.start_step(t0_ns, schedule, slots)
 
     def poll(self, timeout_s: float) -> list[Update]:
         return self._fleet.poll(timeout_s)
@@ -75,6 +64,16 @@ class LiveDriver:
     def cancel(self, reason: str) -> None:
         self._fleet.command(Command("cancel", reason))
 
+    def refit(self, baseline: Baseline) -> None:
+        """Corrects tokens per word by what the service counted in the warm-up, keeping the template's overhead."""
+        if baseline.input_tokens is None:
+            return
+        overhead_tokens = self._prompts.overhead_tokens
+        planned, measured = baseline.planned_input_tokens - overhead_tokens, baseline.input_tokens - overhead_tokens
+        if planned > 0 and REFIT_RANGE[0] < measured / planned < REFIT_RANGE[1]:
+            self._prompts.tokens_per_word *= measured / planned
+            self._fleet.calibrate(Calibration(self._prompts.tokens_per_word, overhead_tokens))
+
 
 class RunOutcome:
     """Where the run lies, and the error that ended it early, if one did."""
@@ -82,25 +81,6 @@ class RunOutcome:
     def __init__(self, path: Path, error: PinchpointError | None) -> None:
         self.path = path
         self.error = error
-
-
-def read_api_key(plan: Plan) -> str | None:
-    """The key from the variable or file that the plan names, else from PINCHPOINT_API_KEY. Raises UsageError."""
-    if plan.api_key_file is not None:
-        try:
-            key = Path(plan.api_key_file).expanduser().read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            cause = getattr(error, "strerror", None) or "not text"
-            raise UsageError(f"cannot read the API key from {plan.api_key_file}: {cause}") from None
-        if not key or not key.isprintable() or not key.isascii():
-            raise UsageError(f"{plan.api_key_file} holds no usable API key; it must be one line of ASCII text")
-        return key
-    if plan.api_key_env is not None:
-        key = os.environ.get(plan.api_key_env, "").strip()
-        if not key or not key.isprintable() or not key.isascii():
-            raise UsageError(f"the environment variable {plan.api_key_env} holds no usable API key; export it first")
-        return key
-    return os.environ.get(DEFAULT_KEY_ENV, "").strip() or None
 
 
 def run_live(
@@ -118,7 +98,9 @@ def run_live(
     slos = parse_slos(plan.slos)
     api_key = read_api_key(plan)
     resolve_lengths(plan.workload, None)
-    _check_writable(out)
+    check_stages(plan)
+    check_writable(out)
+    access = open_access(plan, api_key)
     on_progress(_probing())
     facts = probe(plan.url, model=plan.model, api_key=api_key, ca_file=plan.ca_file)
     if plan.metrics_url is not None:
@@ -132,7 +114,7 @@ def run_live(
         )
     lengths = resolve_lengths(plan.workload, facts.limits.context_tokens)
     started_s = time.time()
-    run_id = _run_id(plan, started_s)
+    run_id = new_run_id(plan, started_s)
     path = out or Path(RUNS_DIRECTORY) / run_id
     manifest = new_manifest(
         plan,
@@ -147,29 +129,27 @@ def run_live(
     if plan_file is not None:
         (path / "plan.toml").write_bytes(plan_file.read_bytes())
     recorder = Recorder(writer, monotonic_ns, on_progress)
-    address = resolve(facts.url)
     stream = plan.stream and facts.streaming is not False
-    target = OpenAITarget(facts.api, facts.model, facts.engine, stream=stream, usage=facts.usage_in_stream is not False)
-    headers = (("Authorization", f"Bearer {api_key}"),) if api_key else ()
-    config = WorkerConfig(
-        index=0,
-        address=address,
-        run_path=str(path),
-        api_path=facts.api,
-        model=facts.model,
-        engine=facts.engine,
+    prompts = PromptWriter(plan.seed, facts.tokens_per_word, facts.prompt_overhead_tokens)
+    shared_host = bool(facts.server_pids) or access.local
+    workers = worker_count(plan, shared_host=shared_host)
+    configs = worker_configs(
+        plan,
+        facts,
+        access,
+        path,
+        prompts,
+        workers=workers,
+        shared_host=shared_host,
+        warm_connections=plan.transport.warm_connections or 0,
         stream=stream,
         usage=facts.usage_in_stream is not False,
-        headers=headers,
-        secrets=(api_key,) if api_key and len(api_key) >= KEY_MIN_CHARS else (),
-        ca_file=plan.ca_file,
-        timeouts=Timeouts(total_s=plan.timeout_s),
     )
     error: PinchpointError | None = None
     status, reason = "complete", None
     fleet = collector = search = None
     try:
-        fleet = Fleet([config])
+        fleet = Fleet(configs)
         collector = start_collector(
             CollectorConfig(
                 out_dir=str(path.resolve()),
@@ -181,10 +161,11 @@ def run_live(
             ),
             api_key,
         )
-        _await_ready(fleet)
-        driver = LiveDriver(fleet, target, PromptWriter(plan.seed, facts.tokens_per_word, facts.prompt_overhead_tokens))
-        search = Search(driver, recorder, Scheduler(plan.seed, lengths), plan, slos)
-        search.on_baseline = lambda baseline: _refit(driver.prompts, baseline)
+        fleet.await_ready()
+        tell_hellos(fleet, recorder)
+        driver = LiveDriver(fleet, prompts)
+        search = Search(driver, recorder, Scheduler.of(plan, lengths), plan, slos)
+        search.on_baseline = driver.refit
         search.run()
     except KeyboardInterrupt:
         status, reason = "aborted", "interrupted by the user"
@@ -195,8 +176,7 @@ def run_live(
     finally:
         if fleet is not None:
             fleet.close()
-            for sentence in fleet.lost:
-                recorder.on_event("worker-lost", message=sentence)
+            tell_lost(fleet, recorder)
         if collector is not None:
             code = collector.stop()
             if complaint := collector.complaint():
@@ -206,47 +186,21 @@ def run_live(
     return RunOutcome(path, error)
 
 
-def _refit(prompts: PromptWriter, baseline: Baseline) -> None:
-    """Corrects tokens per word by what the service counted in the warm-up, keeping the template's overhead."""
-    if baseline.input_tokens is None:
-        return
-    planned = baseline.planned_input_tokens - prompts.overhead_tokens
-    measured = baseline.input_tokens - prompts.overhead_tokens
-    if planned > 0 and REFIT_RANGE[0] < measured / planned < REFIT_RANGE[1]:
-        prompts.tokens_per_word *= measured / planned
+def tell_hellos(fleet: Fleet, recorder: Recorder) -> None:
+    """Where and how the load processes run, for the record."""
+    for hello in fleet.hellos.values():
+        recorder.on_event("worker", worker=hello.worker, pid=hello.pid, cpu=hello.cpu, realtime=hello.realtime)
+        for note in hello.notes:
+            recorder.on_event("client", message=note)
 
 
-def _await_ready(fleet: Fleet) -> None:
-    """The first update of a worker says that it has started; before that no step may be due."""
-    deadline_s = time.monotonic() + READY_TIMEOUT_S
-    heard: set[int] = set()
-    while len(heard) < fleet.size:
-        if time.monotonic() > deadline_s:
-            raise PinchpointError(
-                f"the load process did not start within {READY_TIMEOUT_S:g} s; this host is overloaded"
-            )
-        heard.update(update.worker for update in fleet.poll(0.2))
+def tell_lost(fleet: Fleet, recorder: Recorder) -> None:
+    for worker, sentence in zip(fleet.lost_workers, fleet.lost, strict=True):
+        recorder.on_event("worker-lost", worker=worker, message=sentence)
 
 
 def _join(url: str, path: str | None) -> str | None:
     return None if path is None else url.rstrip("/") + path
-
-
-def _run_id(plan: Plan, started_s: float) -> str:
-    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(started_s))
-    digest = hashlib.sha256(f"{plan.url}{plan.seed}{started_s}".encode()).hexdigest()[:6]
-    return f"{stamp}-{plan.name}-{digest}"
-
-
-def _check_writable(out: Path | None) -> None:
-    """Before any load: the directory that will hold the run can be written."""
-    if out is not None and out.exists():
-        raise UsageError(f"{out} already exists; give another --out or remove it")
-    parent = (out.parent if out else Path(RUNS_DIRECTORY)).absolute()
-    while not parent.exists() and parent != parent.parent:
-        parent = parent.parent
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise UsageError(f"cannot write into {parent}; give a writable directory with --out")
 
 
 def _probing() -> Progress:

@@ -1,30 +1,45 @@
 """One HTTP request and its answer, sans-IO: reads with their arrival stamps in, a finished record out.
 
-The socket loop only appends `(bytes, stamp)` pairs. Parsing happens in `advance`, which the loop calls when an answer
-may have ended or when it has nothing better to do, so that decoding JSON never delays the next read. Because each read
-keeps its own stamp, parsing late does not change any instant.
+Each read keeps its own stamp. When several events lie in one read, the stamp belongs to the last of them; the earlier
+ones are counted in `coalesced_count`, and the distance to the previous read bounds their error. That touches a latency
+only when the first token is among them: the last token is always the one stamped.
 
-When several events lie in one read, the stamp belongs to the last of them; the earlier ones are counted in
-`coalesced_count`, and the distance to the previous read bounds their error. That touches a latency only when the first
-token is among them: the last token is always the one stamped.
+Nearly all reads of a stream are one chunk with one event that differs from the last one in a few letters. `take` knows
+these by their beginning and end (targets.template) and then neither the HTTP parser nor the JSON decoder sees them;
+everything else goes through both. The short way is only open between two chunks and between two events, so both parsers
+are always in the state they would be in had they seen everything.
 """
 
 import math
 import re
+from array import array
 from typing import Any, Protocol
 
 import httptools
 
+from pinchpoint.schedule import ScheduledRequest
 from pinchpoint.targets.openai import Chunk, Usage
 from pinchpoint.targets.sse import SseOverflowError, SseParser
+from pinchpoint.targets.template import is_plain
 
 MAX_PLAIN_BODY_BYTES = 8 << 20
 """Bodies that are not streams are kept up to this size; the rest is counted and thrown away."""
-LAST_CHUNK = b"0\r\n\r\n"
-"""End of a chunked body (RFC 9112, section 7.1). A read shorter than that may be the rest of one that was split."""
+MAX_HEAD_BYTES = 64 << 10
+"""Common servers and proxies refuse more; a service that sends headers without end must not fill our memory."""
 REJECTED_STATUSES = (429, 503)
 ERROR_TEXT_CHARS = 300
+TEMPLATES_MAX = 16
+"""Per stream: one each for reasoning and content are usual. An answer without a pattern is not searched for one."""
+MISSES_BEFORE_RELEARNING = 2
+HTTP_REDIRECT = 300
+HTTP_CLIENT_ERROR = 400
+CRLF = b"\r\n"
+END_OF_HEAD = CRLF + CRLF
+STREAM_SIGNS = (b"data:", b"event:", b": ")
+"""How a stream begins that is declared as something else."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
+NO_HEAD = b"\x00"
+"""Stands for "no chunk header fits to a read of this length"; no read begins like it."""
 
 
 class _UnaskedAnswerError(Exception):
@@ -36,6 +51,9 @@ class Reader(Protocol):
 
     def parse_event(self, event: bytes, data: bytes) -> Chunk: ...
     def parse_answer(self, body: bytes) -> Chunk: ...
+    def template(self, event: bytes) -> tuple[bytes, bytes] | None:
+        """What stands before and behind the text in an event's bytes (its line end included); None: no template."""
+        ...
 
 
 class Exchange:
@@ -46,23 +64,33 @@ class Exchange:
     """
 
     __slots__ = (
+        "_at_boundary",
         "_body",
         "_body_length",
-        "_current_stamp_ns",
+        "_content_encoding",
         "_events_in_read",
+        "_heads",
         "_http",
         "_last_stamp_ns",
-        "_previous_stamp_ns",
+        "_misses",
+        "_prefix",
         "_reader",
-        "_reads",
         "_sse",
+        "_stamp_ns",
+        "_tail",
+        "_templates_left",
+        "attempts",
+        "backend",
         "bytes_in",
+        "check_ns",
         "chunk_ns",
         "chunked",
         "coalesced_count",
         "coalesced_error_ns",
         "complete",
+        "connect_ns",
         "connected_ns",
+        "connection",
         "connection_id",
         "end_ns",
         "error",
@@ -74,23 +102,38 @@ class Exchange:
         "headers_ns",
         "http_status",
         "keep_alive",
+        "phase",
+        "reads",
         "retry_after_s",
         "row",
         "saw_done",
         "scheduled_ns",
         "sent_ns",
+        "slot",
+        "stage",
         "stamp_error_ns",
-        "stamps_kernel",
         "stamps_user",
         "status",
         "stream",
+        "tls_ns",
         "usage",
     )
 
-    def __init__(self, row: Any, scheduled_ns: int, reader: Reader) -> None:
+    def __init__(self, row: ScheduledRequest, scheduled_ns: int, reader: Reader) -> None:
         self.row = row
+        self.stage = row.stage
         self.scheduled_ns = scheduled_ns
+        self.slot: Any = None
+        """The closed loop's slot that waits for it, if any. The loop's business."""
+        self.connection: Any = None
+        """What carries it at the moment. The loop's business, too."""
+        self.attempts = 0
+        self.backend = 0
+        self.check_ns = 0
+        """When the loop has to look at its timeouts again."""
         self.sent_ns: int | None = None
+        self.connect_ns: int | None = None
+        self.tls_ns: int | None = None
         self.connected_ns: int | None = None
         self.connection_id: int | None = None
         self.headers_ns: int | None = None
@@ -98,12 +141,13 @@ class Exchange:
         self.first_token_ns: int | None = None
         self.first_content_ns: int | None = None
         self.end_ns: int | None = None
-        self.chunk_ns: list[int] = []
+        self.chunk_ns: array[int] = array("q")
         self.coalesced_count = 0
         self.coalesced_error_ns = 0
         self.first_token_error_ns = 0
         self.stamp_error_ns = 0
-        self.stamps_kernel = 0
+        self.reads = 0
+        """Reads that took the long way; with the short way's, one for each of `chunk_ns` at most."""
         self.stamps_user = 0
         self.bytes_in = 0
         self.http_status: int | None = None
@@ -112,75 +156,176 @@ class Exchange:
         self.usage: Usage | None = None
         self.saw_done = False
         self.stream = False
-        self.chunked: bool | None = None
+        self.chunked = False
         self.keep_alive = True
         self.complete = False
         """The HTTP message has ended and the connection is ready for the next request, if `keep_alive`."""
         self.status: str | None = None
+        self.phase: str | None = None
         self.error: str | None = None
         self._reader = reader
-        self._reads: list[tuple[bytes, int]] = []
-        self._sse = SseParser()
+        self._sse: SseParser | None = None
         self._body = bytearray()
         self._body_length: int | None = None
-        self._current_stamp_ns = 0
+        self._content_encoding = b""
+        self._stamp_ns = 0
         self._last_stamp_ns = 0
-        self._previous_stamp_ns = 0
         self._events_in_read = 0
-        self._http = httptools.HttpResponseParser(self)
+        self._at_boundary = False
+        self._heads: dict[int, bytes] | None = None
+        """Length of a read -> chunk header and template's beginning; None while the short way is closed."""
+        self._prefix = self._tail = b""
+        self._templates_left = TEMPLATES_MAX
+        self._misses = MISSES_BEFORE_RELEARNING
+        self._http: Any = httptools.HttpResponseParser(self)
 
     # -- called by the socket loop ---------------------------------------------------------------------------------
 
-    def receive(self, data: bytes, stamp_ns: int) -> bool:
-        """Keeps one read. True when the caller should call `advance` now, because the answer may have ended."""
-        self._reads.append((data, stamp_ns))
+    def take(self, data: bytes, stamp_ns: int) -> bool:
+        """One read. True when the answer has ended, well or not."""
         self.bytes_in += len(data)
-        return self.chunked is not True or data.endswith(LAST_CHUNK) or len(data) < len(LAST_CHUNK)
-
-    def advance(self) -> None:
-        """Parses what was received so far. Sets `complete` when the answer has ended, `status` on a broken one."""
-        reads, self._reads = self._reads, []
-        for data, stamp_ns in reads:
-            self._previous_stamp_ns = self._last_stamp_ns or stamp_ns
-            self._last_stamp_ns = self._current_stamp_ns = stamp_ns
-            self._events_in_read = 0
-            try:
-                self._http.feed_data(data)
-            except httptools.HttpParserError as error:
-                if self.complete:
-                    self.keep_alive = False
-                    return
-                self.fail("transport_error", f"answer is not HTTP/1.1 ({_clean(str(error))})")
-                return
-            if self._events_in_read > 1:
-                self.coalesced_count += self._events_in_read - 1
-                gap_ns = stamp_ns - self._previous_stamp_ns
-                self.coalesced_error_ns = max(self.coalesced_error_ns, gap_ns)
-                if len(self.chunk_ns) == self._events_in_read:
-                    self.first_token_error_ns = gap_ns
-            if self.complete or self.status is not None:
-                return
+        heads = self._heads
+        if heads is not None:
+            head = heads.get(len(data)) or self._head_of(len(data))
+            tail = self._tail
+            if data.startswith(head) and data.endswith(tail):
+                text = data[len(head) : -len(tail)]
+                if text and is_plain(text):
+                    self.chunk_ns.append(stamp_ns)
+                    self._last_stamp_ns = stamp_ns
+                    self._misses = 0
+                    return False
+        return self._take_any(data, stamp_ns)
 
     def closed(self, now_ns: int) -> None:
         """The peer closed the connection."""
-        self.advance()
         if self.complete or self.status is not None:
             return
         self.keep_alive = False
         if self.http_status is None:
-            self.fail("transport_error", "the connection was closed before an answer")
+            self.fail("transport_error", "the connection was closed before an answer", "headers")
         elif self.chunked or self._missing_length():
             self.end_ns = self.end_ns or self._last_stamp_ns or now_ns
             self._settle(cut_off=True)
         else:  # no length and not chunked: the close is the end of the body
             self._finish(self._last_stamp_ns or now_ns)
 
-    def fail(self, status: str, error: str) -> None:
+    def fail(self, status: str, error: str, phase: str | None = None) -> None:
         """Ends the exchange without a whole answer; the connection cannot be used again."""
         if self.status is None:
             self.status = status
+            self.phase = phase
             self.error = error[:ERROR_TEXT_CHARS]
         self.keep_alive = False
+
+    def release(self) -> None:
+        """Lets go of the parsers. One refers back to the exchange, and nobody collects such cycles under load."""
+        self._http = self._sse = None
+
+    @property
+    def last_token_ns(self) -> int | None:
+        return self.chunk_ns[-1] if self.chunk_ns else None
+
+    # -- reads ------------------------------------------------------------------------------------------------------
+
+    def _take_any(self, data: bytes, stamp_ns: int) -> bool:
+        self.reads += 1
+        previous_ns = self._last_stamp_ns or stamp_ns
+        self._last_stamp_ns = self._stamp_ns = stamp_ns
+        self._events_in_read = 0
+        was_open = self._at_boundary
+        position = self._take_known(data, stamp_ns) if self._heads is not None else 0
+        if position < len(data):
+            self._misses += 1
+            self._feed(data[position:] if position else data)
+            self._at_boundary = self._at_boundary and data.endswith(CRLF) and self._sse is not None and self._sse.idle
+            if not self._at_boundary:
+                self._heads = None
+            elif self._tail and self._misses <= MISSES_BEFORE_RELEARNING:
+                self._heads = {} if self._heads is None else self._heads
+            elif self._events_in_read:
+                self._learn(data, 0 if was_open else data.find(END_OF_HEAD) + len(END_OF_HEAD))
+        if self._events_in_read > 1:
+            self.coalesced_count += self._events_in_read - 1
+            gap_ns = stamp_ns - previous_ns
+            self.coalesced_error_ns = max(self.coalesced_error_ns, gap_ns)
+            if len(self.chunk_ns) == self._events_in_read:
+                self.first_token_error_ns = gap_ns
+        return self.complete or self.status is not None
+
+    def _feed(self, data: bytes) -> None:
+        try:
+            self._http.feed_data(data)
+        except httptools.HttpParserError as error:
+            if self.complete:
+                self.keep_alive = False
+            else:
+                self.fail("malformed", f"answer is not HTTP/1.1 ({_clean(str(error))})")
+            return
+        if self.http_status is None and self.bytes_in > MAX_HEAD_BYTES:
+            self.fail("malformed", f"the headers of the answer exceed {MAX_HEAD_BYTES >> 10} KiB")
+
+    def _take_known(self, data: bytes, stamp_ns: int) -> int:
+        """Takes whole chunks that fit the template from the beginning of a read; returns how far it came."""
+        position, end, prefix, tail = 0, len(data), self._prefix, self._tail
+        skip, cut = len(prefix), len(tail)
+        while position < end:
+            line = data.find(CRLF, position, position + 10)
+            if line < 0:
+                break
+            size_text = data[position:line]
+            try:
+                size = int(size_text, 16)
+            except ValueError:
+                break
+            start = line + len(CRLF)
+            after = start + size + len(CRLF)
+            text = data[start + skip : after - cut]
+            if (
+                after > end
+                or b"%x" % size != size_text
+                or not text
+                or not data.startswith(prefix, start)
+                or not data.startswith(tail, after - cut)
+                or not is_plain(text)
+            ):
+                break
+            self._events_in_read += 1
+            self.chunk_ns.append(stamp_ns)
+            position = after
+        return position
+
+    def _head_of(self, length: int) -> bytes:
+        """How a read of this length begins when it is one chunk that fits the template."""
+        assert self._heads is not None
+        head = NO_HEAD
+        for digits in range(1, 9):
+            size = length - digits - 2 * len(CRLF)
+            if size > 0 and len(b"%x" % size) == digits:
+                head = b"%x\r\n" % size + self._prefix
+        self._heads[length] = head
+        return head
+
+    def _learn(self, data: bytes, position: int) -> None:
+        """Tries to make a template of the last chunk of a read. `position`: where its first whole chunk begins."""
+        self._heads, self._tail = None, b""
+        if self._templates_left == 0:
+            return
+        self._templates_left -= 1
+        payload = b""
+        while position < len(data):
+            line = data.find(CRLF, position)
+            try:
+                size = int(data[position:line], 16)
+            except ValueError:  # the read began inside of a chunk
+                return
+            payload = data[line + len(CRLF) : line + len(CRLF) + size]
+            position = line + size + 2 * len(CRLF)
+        found = self._reader.template(payload) if position == len(data) else None
+        if found is not None:
+            self._prefix, self._tail = found[0], found[1] + CRLF
+            self._heads = {}
+            self._misses = 0
 
     # -- httptools callbacks ---------------------------------------------------------------------------------------
 
@@ -196,6 +341,8 @@ class Exchange:
             self.chunked = b"chunked" in value.lower()
         elif lowered == b"content-length":
             self._body_length = int(value) if value.isdigit() else None
+        elif lowered == b"content-encoding":
+            self._content_encoding = value.strip().lower()
         elif lowered == b"retry-after":
             try:
                 seconds = float(value)
@@ -205,14 +352,23 @@ class Exchange:
 
     def on_headers_complete(self) -> None:
         self.http_status = self._http.get_status_code()
-        self.headers_ns = self._current_stamp_ns
+        self.headers_ns = self._stamp_ns
         self.keep_alive = self._http.should_keep_alive()
-        self.chunked = bool(self.chunked)
+        if self.stream and self.http_status == 200:
+            self._sse = SseParser()
+
+    def on_chunk_header(self) -> None:
+        self._at_boundary = False
+
+    def on_chunk_complete(self) -> None:
+        self._at_boundary = True
 
     def on_body(self, body: bytes) -> None:
         if self.first_byte_ns is None:
-            self.first_byte_ns = self._current_stamp_ns
-        if not (self.stream and self.http_status == 200):
+            self.first_byte_ns = self._stamp_ns
+            if self._sse is None and self.http_status == 200 and body.startswith(STREAM_SIGNS):
+                self.stream, self._sse = True, SseParser()
+        if self._sse is None:
             if len(self._body) < MAX_PLAIN_BODY_BYTES:
                 self._body += body
             return
@@ -220,13 +376,13 @@ class Exchange:
             for event, data in self._sse.feed(body):
                 self._on_event(event, data)
         except SseOverflowError as error:
-            self.fail("stream_error", str(error))
+            self.fail("malformed", str(error))
 
     def on_message_complete(self) -> None:
         if self.http_status is not None and self.http_status < 200:
             self.http_status = None  # 100 Continue: the real answer follows
             return
-        self._finish(self._current_stamp_ns)
+        self._finish(self._stamp_ns)
 
     # -- meaning ---------------------------------------------------------------------------------------------------
 
@@ -234,7 +390,7 @@ class Exchange:
         try:
             chunk = self._reader.parse_event(event, data)
         except ValueError as error:
-            self._note_error("stream_error", str(error))
+            self._note_error("malformed", str(error))
             return
         if chunk.error is not None:
             self._note_error("stream_error", chunk.error)
@@ -246,11 +402,11 @@ class Exchange:
             self.usage = chunk.usage
         if chunk.has_text:
             self._events_in_read += 1
-            self.chunk_ns.append(self._current_stamp_ns)
+            self.chunk_ns.append(self._stamp_ns)
             if self.first_token_ns is None:
-                self.first_token_ns = self._current_stamp_ns
+                self.first_token_ns = self._stamp_ns
             if self.first_content_ns is None and chunk.content:
-                self.first_content_ns = self._current_stamp_ns
+                self.first_content_ns = self._stamp_ns
 
     def _note_error(self, status: str, error: str) -> None:
         """An error inside a stream; reading goes on to its end so that the connection stays usable."""
@@ -274,20 +430,23 @@ class Exchange:
             self.status, self.error = "rejected", self._body_error()
         elif code >= 400 or code < 200 or code >= 300:
             self.status, self.error = "http_error", self._body_error()
+        elif self._content_encoding not in (b"", b"identity"):
+            encoding = _clean(self._content_encoding.decode("latin-1"))
+            self.status, self.error = "malformed", f"the answer is compressed ({encoding}), which was not asked for"
         elif self.error is not None:
-            self.status = "stream_error"
+            self.status, _, self.error = self.error.partition(": ")
         elif cut_off:
             self.status, self.error = "truncated", "the connection closed in the middle of the answer"
             self.keep_alive = False
-        elif self.stream:
-            self._settle_stream()
+        elif self._sse is not None:
+            self._settle_stream(self._sse)
         else:
             self._settle_plain()
 
-    def _settle_stream(self) -> None:
+    def _settle_stream(self, sse: SseParser) -> None:
         if self.finish_reason is None and not (self.saw_done and self.chunk_ns):
             self.status, self.error = "truncated", "the stream ended without a finish reason or [DONE]"
-        elif self._sse.pending:
+        elif sse.pending:
             self.status, self.error = "truncated", "the stream ended inside an event"
         else:
             self.status = "ok"
@@ -296,7 +455,7 @@ class Exchange:
         try:
             chunk = self._reader.parse_answer(bytes(self._body))
         except ValueError as error:
-            self.status, self.error = "stream_error", _clean(str(error))
+            self.status, self.error = "malformed", _clean(str(error))
             return
         self.usage, self.finish_reason = chunk.usage, chunk.finish_reason
         self.status = "ok"
@@ -309,6 +468,8 @@ class Exchange:
             text = chunk.error or ""
         except ValueError:
             text = bytes(self._body[:ERROR_TEXT_CHARS]).decode("utf-8", "replace")
+        if HTTP_REDIRECT <= (self.http_status or 0) < HTTP_CLIENT_ERROR:
+            text = f"redirects are not followed; give the final URL. {text}"
         return f"HTTP {self.http_status}: {_clean(text)}"[:ERROR_TEXT_CHARS]
 
 

@@ -1,20 +1,28 @@
 """The load processes, seen from the controller: start them, hand out steps, hear what came of them.
 
-A step's requests are dealt to the workers by session, so that turns of one user stay together. All workers begin at one
-instant. A worker that dies is noticed at the next poll; the others go on.
+The schedule of a step is cut into one segment per worker, by session, so that turns of one user stay together; a closed
+loop's slots are dealt like cards. All workers begin at one instant, and each writes its own files: there is nothing to
+merge but to put them one behind the other. A worker that dies is noticed at the next poll; the others go on.
 """
 
+import contextlib
 import multiprocessing
+import os
 import threading
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import wait
+from pathlib import Path
 
-from pinchpoint.errors import PinchpointError
-from pinchpoint.load.messages import Command, Intent, StepOrder, Update, WorkerConfig
-from pinchpoint.load.worker import work
+from pinchpoint.errors import PinchpointError, UnsupportedMeasurementError
+from pinchpoint.load.counters import LiveCounters, Totals
+from pinchpoint.load.messages import Calibration, Command, Hello, StepOrder, Update, WorkerConfig
+from pinchpoint.load.worker import COUNTERS_FILE, work
+from pinchpoint.schedule import Schedule, Slots
 
 SEND_TURN_S = 0.001
 """How often a worker is listened to while an order to it is still being written."""
+READY_TIMEOUT_S = 20.0
 
 
 class WorkerDiedError(PinchpointError):
@@ -23,19 +31,32 @@ class WorkerDiedError(PinchpointError):
     exit_code = 3
 
 
+def usable_cpus() -> list[int]:
+    """The cores this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return sorted(os.sched_getaffinity(0))
+    return list(range(os.cpu_count() or 1))
+
+
 class Fleet:
     """`poll` returns the updates that arrived; `lost` names workers that died and why it matters."""
 
-    def __init__(self, configs: list[WorkerConfig]) -> None:
+    def __init__(self, configs: Sequence[WorkerConfig]) -> None:
         context = multiprocessing.get_context("spawn")
         self._pipes = {}
         self._processes = {}
         self._early: list[Update] = []
         """Updates that came while an order was being sent, for the next poll."""
         self.lost: list[str] = []
+        self.lost_workers: list[int] = []
+        self.hellos: dict[int, Hello] = {}
+        self._counters_path = Path(configs[0].run_path) / "parts" / COUNTERS_FILE
+        self._counters = LiveCounters(self._counters_path, len(configs), create=True)
         for config in configs:
             ours, theirs = context.Pipe()
-            process = context.Process(target=work, args=(theirs,), name=f"pinchpoint-load-{config.index}", daemon=True)
+            process = context.Process(
+                target=work, args=(theirs, len(configs)), name=f"pinchpoint-load-{config.index}", daemon=True
+            )
             process.start()
             theirs.close()
             ours.send(config)
@@ -50,15 +71,45 @@ class Fleet:
     def size(self) -> int:
         return len(self._pipes)
 
-    def start_step(self, stage: int, t0_ns: int, intents: list[Intent]) -> None:
+    def await_ready(self, timeout_s: float = READY_TIMEOUT_S) -> None:
+        """Waits until every worker has said hello. Raises UnsupportedMeasurementError when one takes too long."""
+        deadline_s = time.monotonic() + timeout_s
+        while len(self.hellos) < self.size:
+            if time.monotonic() > deadline_s:
+                raise UnsupportedMeasurementError(
+                    f"a load process did not start within {timeout_s:g} s; this host is overloaded"
+                )
+            self.poll(0.05)
+
+    def start_step(
+        self,
+        t0_ns: int,
+        schedule: Schedule,
+        slots: Slots | None = None,
+        *,
+        follow: bool = True,
+        duration_ns: int | None = None,
+    ) -> None:
+        """Hands out a step, or for a stage that runs more sessions (then without slots). See messages.StepOrder."""
         workers = sorted(self._pipes)
+        share_of = schedule.session_id % len(workers) if len(workers) > 1 else None
         for position, index in enumerate(workers):
-            share = [intent for intent in intents if intent.session_id % len(workers) == position]
-            self._send(index, StepOrder(stage, t0_ns, share))
+            share = schedule if share_of is None else schedule.select(share_of == position)
+            theirs = slots and Slots(slots.start_ns[position :: len(workers)], slots.until_ns[position :: len(workers)])
+            self._send(index, StepOrder(schedule.stage, t0_ns, share, theirs, follow, duration_ns))
+
+    def calibrate(self, calibration: Calibration) -> None:
+        """Tells the workers how long prompts really are."""
+        for index in list(self._pipes):
+            self._send(index, calibration)
 
     def command(self, command: Command) -> None:
         for index in list(self._pipes):
             self._send(index, command)
+
+    def totals(self) -> Totals:
+        """Live counters of the workers that live."""
+        return self._counters.totals(sorted(self._pipes))
 
     def poll(self, timeout_s: float) -> list[Update]:
         """Updates that came within the timeout. Raises WorkerDiedError when no worker is left."""
@@ -70,7 +121,7 @@ class Fleet:
             index = by_pipe[pipe]  # pyright: ignore[reportArgumentType]
             try:
                 while self._pipes[index].poll():
-                    updates.append(self._pipes[index].recv())
+                    self._hear(self._pipes[index].recv(), updates)
             except (EOFError, OSError):
                 self._lose(index)
         return updates
@@ -89,13 +140,21 @@ class Fleet:
                         pipe.recv()
                 except (EOFError, OSError):
                     pipe = None
-                process.join(0.05)
+                process.join(0.02)
             if process.is_alive():
                 process.kill()
                 process.join(1.0)
         for pipe in self._pipes.values():
             pipe.close()
         self._pipes.clear()
+        with contextlib.suppress(OSError):
+            self._counters_path.unlink()
+
+    def _hear(self, message: object, updates: list[Update]) -> None:
+        if isinstance(message, Hello):
+            self.hellos[message.worker] = message
+        elif isinstance(message, Update):
+            updates.append(message)
 
     def _send(self, index: int, message: object) -> None:
         """Writes and listens at the same time: a worker that waits for room for its update does not read its orders."""
@@ -114,7 +173,7 @@ class Fleet:
             sender.join(SEND_TURN_S)
             try:
                 while pipe.poll():
-                    self._early.append(pipe.recv())
+                    self._hear(pipe.recv(), self._early)
             except (EOFError, OSError):
                 sender.join()  # the worker is gone, so writing fails too
         if failures:
@@ -124,4 +183,5 @@ class Fleet:
         process = self._processes[index]
         process.join(0.2)
         self.lost.append(f"load process {index} died (exit code {process.exitcode}); its part of the load is missing")
+        self.lost_workers.append(index)
         self._pipes.pop(index).close()

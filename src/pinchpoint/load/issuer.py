@@ -1,91 +1,122 @@
 """The load loop: issues requests at their instants and captures what comes back. One thread, one epoll.
 
 Open loop: each request is due at its scheduled instant, whatever happened before; a stall makes requests late (and the
-lag is recorded), never fewer. Closed loop: each user's next request is due `think` after the last one ended. Both are
-one heap of due instants.
+lag is recorded), never fewer. Closed loop: a slot's next request is due `think` after its last one ended. Which request
+is due when is the backlog's business.
 
 The loop knows nothing of files, processes or statistics: finished exchanges go to a callback.
 """
 
 import contextlib
 import errno
-import heapq
+import random
 import resource
 import select
 import socket
 import ssl
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from pinchpoint.clock import NS_PER_S, monotonic_ns
+from pinchpoint.load.backlog import Backlog, Slot
 from pinchpoint.load.exchange import Exchange, Reader
-from pinchpoint.load.messages import Intent, Timeouts
+from pinchpoint.load.messages import Habits, Prompts
 from pinchpoint.load.timer import AbsoluteTimer
-from pinchpoint.load.wire import OURS, SO_TIMESTAMPNS, Address, Connection, WallOffset, explain
+from pinchpoint.load.wire import (
+    ANCILLARY_BYTES,
+    OURS,
+    READ_BYTES,
+    SO_TIMESTAMPNS,
+    STEP_NS,
+    TIMESPEC,
+    Connection,
+    Endpoint,
+    WallOffset,
+    explain,
+)
+from pinchpoint.schedule import NEVER, Schedule, ScheduledRequest, Slots
 
 WALL_REFRESH_NS = NS_PER_S // 10
-PARSE_PERIOD_NS = NS_PER_S // 10
-"""Streams in flight are parsed this often, so that first tokens are known while they last."""
+EXPIRE_PERIOD_NS = NS_PER_S // 20
+"""Deadlines are looked at this often, and at the instant of the next one that is known."""
+WRITE_AHEAD_PERIOD_NS = 1_000_000
+TIMER_NET_S = 0.002
+"""epoll's own timeout ends so much after the timer's instant: a net below it, should it be missed."""
 RESERVED_FILES = 64
 """Descriptors left for everything that is not a load connection."""
 HTTP_OK = 200
 HTTP_REDIRECT = 300
 STALE_WINDOW_NS = NS_PER_S
 """A close that was already under way when the request went out arrives within one round trip; a second is ample."""
+RETRY_BASE_S = 0.1
+"""First pause before another attempt where the service names none; doubled each time, and half of it is random."""
+RETRY_AFTER_MAX_S = 30.0
+_PLAIN_READ = select.EPOLLIN
+_BOTH = select.EPOLLIN | select.EPOLLOUT
 
 
 class Target(Reader, Protocol):
     path: str
 
+    def build(self, prompt: str, max_output_tokens: int) -> bytes: ...
+
 
 class Issuer:
-    """Runs steps. `on_done(exchange, stage)` is called once for every request, whatever became of it."""
+    """Runs steps. `on_done(exchange)` is called once for every request, whatever became of it."""
 
     def __init__(
         self,
-        address: Address,
+        endpoints: Sequence[Endpoint],
         target: Target,
-        on_done: Callable[[Exchange, int], None],
+        prompts: Prompts,
+        on_done: Callable[[Exchange], None],
         *,
-        headers: tuple[tuple[str, str], ...] = (),
+        habits: Habits = Habits(),  # noqa: B008 - frozen
         tls: ssl.SSLContext | None = None,
-        timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
     ) -> None:
-        self._address = address
+        self._endpoints = tuple(endpoints)
         self._target = target
+        self._prompts = prompts
         self._on_done = on_done
         self._tls = tls
-        self._timeouts = timeouts
-        lines = [
-            f"POST {address.path_prefix}{target.path} HTTP/1.1",
-            f"Host: {address.host_header}",
-            "Content-Type: application/json",
-            "Accept: text/event-stream, application/json",
-            "User-Agent: pinchpoint",
-            *(f"{name}: {value}" for name, value in headers),
-        ]
-        self._head = "\r\n".join(lines).encode("latin-1") + b"\r\nContent-Length: "
+        self._habits = habits
+        timeouts = habits.timeouts
+        self._connect_ns = int(timeouts.connect_s * NS_PER_S)
+        self._first_token_ns = int(timeouts.first_token_s * NS_PER_S) if timeouts.first_token_s else None
+        self._between_ns = int(timeouts.between_tokens_s * NS_PER_S) if timeouts.between_tokens_s else None
+        self._total_ns = int(timeouts.total_s * NS_PER_S)
+        self._heads = [self._head(endpoint) for endpoint in self._endpoints]
+        self._turn_of_backend = _WeightedTurns([endpoint.weight for endpoint in self._endpoints])
+        self._backlog = Backlog(self._write)
         self._epoll = select.epoll()
         self._timer = AbsoluteTimer()
         if self._timer.fd is not None:
             self._epoll.register(self._timer.fd, select.EPOLLIN)
         self._wall = WallOffset()
         self._connections: dict[int, Connection] = {}
-        self._idle: deque[Connection] = deque()
-        self._waiting: dict[int, Exchange] = {}
-        """fd -> exchange whose bytes go out once its connection is open."""
+        self._idle: list[dict[Connection, None]] = [{} for _ in self._endpoints]
+        """Per backend the connections that are free, the one used last at the end: it is taken first."""
+        self._kept: dict[int, Connection] = {}
+        """session_id -> the connection that waits for its next turn."""
+        self._backend_of: dict[int, int] = {}
+        """session_id -> backend, while the session lasts."""
+        self._waiting: dict[int, tuple[Exchange, bytes]] = {}
+        """fd -> request whose bytes go out once its connection is open."""
+        self._again: list[tuple[int, Exchange]] = []
+        """(instant, request) of further attempts."""
+        self._bodies: dict[int, bytes] = {}
+        """request_id -> body, where a further attempt is possible."""
+        self._random = random.Random(0)
         self._numbers = 0
-        self._due: list[tuple[int, int, int, Intent]] = []
-        """Heap of (instant, request_id, stage, intent)."""
-        self._later: dict[int, deque[tuple[int, Intent]]] = {}
-        """session_id of a closed-loop user -> (stage, intent) of the requests that wait for an answer."""
-        self._stage_of: dict[int, int] = {}
-        self._next_parse_ns = self._next_wall_ns = self._next_timeout_ns = 0
-        self._limit_connections = _raise_file_limit() - RESERVED_FILES
+        self._next_wall_ns = self._next_expire_ns = self._next_ahead_ns = 0
+        self._limit_connections = raise_file_limit() - RESERVED_FILES
         self.poll_ns = 0
         """Time spent waiting in epoll: wall time minus this is how busy the loop is."""
+        self.stall_ns = 0
+        """Longest time lately that the loop could not look at its sockets, or woke up late. The reader sets it to 0."""
+        self._left_poll_ns = monotonic_ns()
+        self.issued = 0
         self.in_flight: dict[int, Exchange] = {}
         """request_id -> exchange."""
         # The kernel switches stamping on with the first socket that asks for it, and a few packets late.
@@ -97,76 +128,90 @@ class Issuer:
 
     @property
     def next_due_ns(self) -> int | None:
-        return self._due[0][0] if self._due else None
+        return self._backlog.next_ns
 
     @property
     def unissued(self) -> int:
-        return len(self._due) + sum(len(later) for later in self._later.values())
+        return self._backlog.unissued
 
-    def stage_of(self, request_id: int) -> int:
-        return self._stage_of[request_id]
+    @property
+    def pool_left(self) -> int:
+        return self._backlog.pool_left
 
-    def start(self, stage: int, t0_ns: int, intents: list[Intent]) -> None:
-        """Adds a step. Open-loop requests are due at t0 + offset; of closed-loop users the first request at t0."""
-        for intent in intents:
-            if intent.offset_ns is not None:
-                self._due.append((t0_ns + intent.offset_ns, intent.request_id, stage, intent))
-            elif intent.session_id in self._later:
-                self._later[intent.session_id].append((stage, intent))
-            else:
-                self._later[intent.session_id] = deque()
-                self._due.append((t0_ns, intent.request_id, stage, intent))
-        heapq.heapify(self._due)
+    @property
+    def connections(self) -> int:
+        return len(self._connections)
+
+    def start(self, t0_ns: int, schedule: Schedule, slots: Slots | None = None, duration_ns: int | None = None) -> None:
+        """Adds a step, or more sessions to one that was added before (then without slots).
+
+        duration_ns: nothing of the step is sent from then on; None: until its schedule is used up.
+        """
+        self._backlog.add(t0_ns, schedule, slots, monotonic_ns(), duration_ns)
+        self._warm_up(len(slots.start_ns) if slots is not None else 0)
 
     def stop_issue(self) -> None:
         """Forgets what is not yet due; what is overdue has been issued before (the loop never leaves it waiting)."""
-        self._due.clear()
-        self._later.clear()
+        self._backlog.clear()
+        for _, exchange in self._again:
+            exchange.fail("cancelled", "the step ended before another attempt was due")
+            self._done(exchange)
+        self._again.clear()
 
     def cancel_all(self, reason: str) -> None:
         """Withdraws every request in flight by closing its connection, as a user does who gives up."""
-        for connection in list(self._connections.values()):
-            exchange = connection.exchange
-            if exchange is not None:
-                exchange.advance()
-                if exchange.complete:
-                    self._finish(connection, exchange)
-                    continue
-                exchange.fail("cancelled", reason)
-                exchange.end_ns = monotonic_ns()
-                self._finish(connection, exchange)
+        self._again.clear()
+        for exchange in list(self.in_flight.values()):
+            exchange.fail("cancelled", reason)
+            exchange.end_ns = monotonic_ns()
+            if exchange.connection is not None:
+                self._finish(exchange.connection, exchange)
+            else:
+                self._done(exchange)
 
     def run_once(self, until_ns: int) -> None:
         """Issues what is due, waits for the next event or `until_ns`, handles what came."""
         now_ns = monotonic_ns()
-        while self._due and self._due[0][0] <= now_ns:
-            due_ns, _, stage, intent = heapq.heappop(self._due)
-            self._issue(intent, due_ns, stage)
+        backlog = self._backlog
+        while (due := backlog.pop(now_ns)) is not None:
+            assert due.row is not None
+            self._issue(due.row, due.body, due.at_ns, due.slot)
             now_ns = monotonic_ns()
-        wake_ns = min(until_ns, self._due[0][0]) if self._due else until_ns
-        timeout_s = max(wake_ns - now_ns, 0) / NS_PER_S
-        if self._timer.fd is not None and timeout_s > 0:
-            self._timer.arm(wake_ns)
-            timeout_s += 0.002  # the timer wakes first; this is only a net below it
-        before_ns = monotonic_ns()
+        if self._again and self._again[0][0] <= now_ns:
+            self._send_again(now_ns)
+        if now_ns >= self._next_ahead_ns:
+            backlog.write_ahead()
+            self._next_ahead_ns = now_ns + WRITE_AHEAD_PERIOD_NS
+            now_ns = monotonic_ns()
+        wake_ns = until_ns
+        due_ns = backlog.next_ns
+        if due_ns is not None and due_ns < wake_ns:
+            wake_ns = due_ns
+        if self._next_expire_ns < wake_ns and self.in_flight:
+            wake_ns = self._next_expire_ns
+        if self._again and self._again[0][0] < wake_ns:
+            wake_ns = self._again[0][0]
+        timeout_s = 0.0
+        if wake_ns > now_ns:
+            timeout_s = (wake_ns - now_ns) / NS_PER_S
+            if self._timer.fd is not None:
+                self._timer.arm(wake_ns)
+                timeout_s += TIMER_NET_S
+        if now_ns - self._left_poll_ns > self.stall_ns:
+            self.stall_ns = now_ns - self._left_poll_ns
         events = self._epoll.poll(timeout_s)
-        after_ns = monotonic_ns()
-        self.poll_ns += after_ns - before_ns
-        self._wall.notice_step()
-        for fd, mask in events:
-            if fd == self._timer.fd:
-                self._timer.clear()
-            elif (connection := self._connections.get(fd)) is not None:
-                self._handle(connection, mask)
+        self._left_poll_ns = after_ns = monotonic_ns()
+        self.poll_ns += after_ns - now_ns
+        if after_ns - wake_ns > self.stall_ns and wake_ns > now_ns:
+            self.stall_ns = after_ns - wake_ns
+        if abs(time.time_ns() - after_ns - self._wall.offset_ns) > STEP_NS:
+            self._wall.notice_step()
+        self._handle_all(events)
         if after_ns >= self._next_wall_ns:
             self._wall.refresh()
             self._next_wall_ns = after_ns + WALL_REFRESH_NS
-        if after_ns >= self._next_parse_ns:
-            self._parse_in_flight()
-            self._next_parse_ns = monotonic_ns() + PARSE_PERIOD_NS
-        if after_ns >= self._next_timeout_ns:
+        if after_ns >= self._next_expire_ns:
             self._expire(after_ns)
-            self._next_timeout_ns = after_ns + NS_PER_S // 4
 
     def close(self) -> None:
         for connection in list(self._connections.values()):
@@ -177,129 +222,262 @@ class Issuer:
 
     # -- issuing ---------------------------------------------------------------------------------------------------
 
-    def _issue(self, intent: Intent, due_ns: int, stage: int) -> None:
-        exchange = Exchange(intent, due_ns, self._target)
-        self.in_flight[intent.request_id] = exchange
-        self._stage_of[intent.request_id] = stage
-        if self._idle:
-            connection = self._idle.pop()
-            connection.exchange = exchange
-            self._send(connection, exchange)
+    def _head(self, endpoint: Endpoint) -> bytes:
+        lines = [
+            f"POST {endpoint.path_prefix}{self._target.path} HTTP/1.1",
+            f"Host: {endpoint.host_header}",
+            "Content-Type: application/json",
+            "Accept: text/event-stream, application/json",
+            "Accept-Encoding: identity",
+            "User-Agent: pinchpoint",
+            *(["Connection: close"] if self._habits.new_connections else []),
+            *(f"{name}: {value}" for name, value in self._habits.headers),
+        ]
+        return ("\r\n".join(lines) + "\r\n" + endpoint.extra_head).encode("latin-1") + b"Content-Length: "
+
+    def _write(self, row: ScheduledRequest) -> bytes:
+        return self._target.build(self._prompts.write(row.request_id, row.input_tokens), row.max_output_tokens)
+
+    def _warm_up(self, users: int) -> None:
+        """Opens connections ahead, so that the first requests do not pay for them: one for each user at least."""
+        if self._habits.new_connections:
             return
-        if len(self._connections) >= self._limit_connections:
+        wanted = min(max(self._habits.warm_connections, users), self._limit_connections)
+        for _ in range(wanted - len(self._connections)):
+            self._numbers += 1
+            backend = self._turn_of_backend.next()
+            try:
+                connection = Connection(self._endpoints[backend], self._numbers, self._tls_of(backend), backend)
+            except OSError:
+                return  # the first request finds out, and says so
+            self._connections[connection.fd] = connection
+            self._epoll.register(connection.fd, _BOTH)
+
+    def _tls_of(self, backend: int) -> ssl.SSLContext | None:
+        return self._tls if self._endpoints[backend].tls else None
+
+    def _issue(self, row: ScheduledRequest, body: bytes, due_ns: int, slot: Slot | None) -> None:
+        exchange = Exchange(row, due_ns, self._target)
+        exchange.slot = slot
+        exchange.backend = self._backend(row.session_id)
+        self.issued += 1
+        self.in_flight[row.request_id] = exchange
+        if self._habits.retries:
+            self._bodies[row.request_id] = body
+        self._attempt(exchange, body)
+
+    def _backend(self, session_id: int) -> int:
+        if len(self._endpoints) == 1:
+            return 0
+        backend = self._backend_of.get(session_id)
+        if backend is None:
+            backend = self._backend_of[session_id] = self._turn_of_backend.next()
+        return backend
+
+    def _attempt(self, exchange: Exchange, body: bytes) -> None:
+        """Sends the request on a kept connection, or opens one for it."""
+        exchange.attempts += 1
+        connection = self._kept.pop(exchange.row.session_id, None)
+        if connection is None and self._idle[exchange.backend]:
+            connection, _ = self._idle[exchange.backend].popitem()
+        if connection is not None:
+            connection.session = None
+            self._tie(connection, exchange)
+            self._send(connection, exchange, body)
+        elif len(self._connections) >= self._limit_connections:
             exchange.fail("dropped", f"this host allows {self._limit_connections} connections (ulimit -n)")
             self._done(exchange)
-            return
-        self._open(exchange)
+        else:
+            self._open(exchange, body)
 
-    def _open(self, exchange: Exchange) -> None:
+    def _tie(self, connection: Connection, exchange: Exchange) -> None:
+        connection.exchange, exchange.connection = exchange, connection
+        self._look_again(exchange, monotonic_ns())
+
+    def _open(self, exchange: Exchange, body: bytes) -> None:
         self._numbers += 1
+        backend = exchange.backend
         started_ns = monotonic_ns()
         try:
-            connection = Connection(self._address, self._numbers, self._tls)
+            connection = Connection(self._endpoints[backend], self._numbers, self._tls_of(backend), backend)
         except OSError as error:
+            exchange.end_ns = monotonic_ns()
             if error.errno in OURS:
                 exchange.fail("dropped", explain(error))
             else:
                 exchange.sent_ns = exchange.sent_ns or started_ns
-                exchange.fail("transport_error", explain(error))
-            exchange.end_ns = monotonic_ns()
+                exchange.connect_ns = started_ns
+                exchange.fail("transport_error", explain(error), "connect")
+                if self._try_again(exchange):
+                    return
             self._done(exchange)
             return
         exchange.sent_ns = exchange.sent_ns or started_ns
-        connection.exchange = exchange
+        exchange.connect_ns = started_ns
+        self._tie(connection, exchange)
         self._connections[connection.fd] = connection
-        self._waiting[connection.fd] = exchange
-        self._epoll.register(connection.fd, select.EPOLLIN | select.EPOLLOUT)
+        self._waiting[connection.fd] = (exchange, body)
+        self._epoll.register(connection.fd, _BOTH)
 
-    def _send(self, connection: Connection, exchange: Exchange) -> None:
-        body = exchange.row.body
+    def _send(self, connection: Connection, exchange: Exchange, body: bytes) -> None:
         exchange.connection_id = connection.number
         connection.requests += 1
+        head = self._heads[exchange.backend]
+        if self._habits.session_header is not None:
+            head = b"%s%d\r\n%s: %d\r\n\r\n" % (
+                head,
+                len(body),
+                self._habits.session_header.encode("latin-1"),
+                exchange.row.session_id,
+            )
+        else:
+            head = b"%s%d\r\n\r\n" % (head, len(body))
         if exchange.sent_ns is None:
             exchange.sent_ns = monotonic_ns()
+        if connection.requests > 1:
+            self._waiting[connection.fd] = (exchange, body)  # should the kept connection turn out to be closed
         try:
-            connection.send(self._head + b"%d\r\n\r\n" % len(body) + body)
+            connection.send(head + body)
         except OSError as error:
             self._broken(connection, error)
             return
-        if connection.wants_write:
-            self._epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT)
+        self._watch(connection)
+
+    def _watch(self, connection: Connection) -> None:
+        """Asks epoll for what the connection waits for, when that has changed."""
+        wants = connection.wants_write
+        if wants != connection.wants_write_events and connection.state != "closed":
+            connection.wants_write_events = wants
+            self._epoll.modify(connection.fd, _BOTH if wants else _PLAIN_READ)
+
+    # -- further attempts --------------------------------------------------------------------------------------------
+
+    def _try_again(self, exchange: Exchange) -> bool:
+        """Puts off another attempt where the plan allows one. The latency goes on from the scheduled instant."""
+        if exchange.attempts > self._habits.retries or exchange.status not in ("rejected", "transport_error"):
+            return False
+        pause_s = RETRY_BASE_S * 2 ** (exchange.attempts - 1) * (0.5 + 0.5 * self._random.random())
+        if exchange.retry_after_s is not None:
+            pause_s = min(exchange.retry_after_s, RETRY_AFTER_MAX_S)
+        fresh = self._fresh(exchange)
+        self._again.append((monotonic_ns() + int(pause_s * NS_PER_S), fresh))
+        self._again.sort(key=lambda item: item[0])
+        return True
+
+    def _fresh(self, exchange: Exchange) -> Exchange:
+        """The same request as if it had not been tried: it left on time, and what follows is no lateness of ours."""
+        fresh = Exchange(exchange.row, exchange.scheduled_ns, self._target)
+        fresh.slot, fresh.backend, fresh.attempts = exchange.slot, exchange.backend, exchange.attempts
+        fresh.sent_ns = exchange.sent_ns
+        exchange.release()
+        self._look_again(fresh, monotonic_ns())
+        self.in_flight[fresh.row.request_id] = fresh
+        return fresh
+
+    def _send_again(self, now_ns: int) -> None:
+        while self._again and self._again[0][0] <= now_ns:
+            _, exchange = self._again.pop(0)
+            self._attempt(exchange, self._bodies[exchange.row.request_id])
 
     # -- socket events ---------------------------------------------------------------------------------------------
+
+    def _handle_all(self, events: list[tuple[int, int]]) -> None:
+        """The hot path is written out here: for most tokens it is all that runs."""
+        connections, offset_ns = self._connections, self._wall.offset_ns
+        unpack = TIMESPEC.unpack_from
+        for fd, mask in events:
+            connection = connections.get(fd)
+            if connection is None:
+                if fd == self._timer.fd:
+                    self._timer.clear()
+                continue
+            exchange = connection.exchange
+            if mask != _PLAIN_READ or not connection.plain or exchange is None:
+                self._handle(connection, mask)
+                continue
+            try:
+                data, ancillary, _, _ = connection.recvmsg(READ_BYTES, ANCILLARY_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                self._broken(connection, error)
+                continue
+            if not data or not ancillary:
+                self._came(connection, exchange, data, monotonic_ns(), kernel=False)
+                continue
+            seconds, nanoseconds = unpack(ancillary[0][2])
+            if exchange.take(data, seconds * NS_PER_S + nanoseconds - offset_ns):
+                self._finish(connection, exchange)
 
     def _handle(self, connection: Connection, mask: int) -> None:
         try:
             if mask & (select.EPOLLOUT | select.EPOLLERR):
                 connection.on_writable()
-                if connection.state == "open":
-                    self._send_waiting(connection)
-                if not connection.wants_write and connection.state != "closed":
-                    self._epoll.modify(connection.fd, select.EPOLLIN)
+                self._opened(connection)
+                self._watch(connection)
             if mask & (select.EPOLLIN | select.EPOLLHUP) and connection.state != "closed":
                 self._readable(connection)
         except OSError as error:
             self._broken(connection, error)
 
-    def _send_waiting(self, connection: Connection) -> None:
-        exchange = self._waiting.pop(connection.fd, None)
-        if exchange is not None:
-            exchange.connected_ns = connection.connected_ns
-            self._send(connection, exchange)
+    def _opened(self, connection: Connection) -> None:
+        """Sends what waited for the connection to open; one that was opened ahead is idle from now on."""
+        if connection.state != "open" or connection.requests:
+            return
+        if connection.exchange is None:
+            self._idle[connection.backend][connection] = None
+            return
+        waiting = self._waiting.pop(connection.fd, None)
+        if waiting is not None:
+            exchange, body = waiting
+            exchange.tls_ns, exchange.connected_ns = connection.tls_ns, connection.connected_ns
+            self._send(connection, exchange, body)
 
     def _readable(self, connection: Connection) -> None:
         read = connection.read(self._wall)
-        if connection.state == "open":
-            self._send_waiting(connection)  # a TLS handshake ends on a read
+        self._opened(connection)  # a TLS handshake ends on a read
         if connection.state == "closed":
             return
-        if connection.wants_write:
-            self._epoll.modify(connection.fd, select.EPOLLIN | select.EPOLLOUT)
+        self._watch(connection)
         if read is None:
             return
         exchange = connection.exchange
         if exchange is None:
             self._drop(connection)  # an idle connection was closed, or spoke out of turn
             return
-        if not read[0]:
+        self._came(connection, exchange, *read[:2], kernel=read[2])
+
+    def _came(self, connection: Connection, exchange: Exchange, data: bytes, stamp_ns: int, *, kernel: bool) -> None:
+        if not data:
             exchange.closed(monotonic_ns())
-            if not exchange.complete and self._retry_stale(connection, exchange):
+            if not exchange.complete and self._resend_stale(connection, exchange):
                 return
             self._finish(connection, exchange)
             return
-        if self._receive(exchange, read):
-            exchange.advance()
-        if connection.peer_closed:
+        exchange.stamps_user += not kernel
+        ended = exchange.take(data, stamp_ns)
+        if connection.peer_closed and not ended:
             exchange.closed(monotonic_ns())
-        if exchange.complete or exchange.status is not None:
+            ended = True
+        if ended:
             self._finish(connection, exchange)
 
-    def _receive(self, exchange: Exchange, read: tuple[bytes, int, bool]) -> bool:
-        data, stamp_ns, kernel = read
-        if kernel:
-            exchange.stamps_kernel += 1
-        else:
-            exchange.stamps_user += 1
-        exchange.stamp_error_ns = self._wall.error_ns
-        return exchange.receive(data, stamp_ns)
-
-    def _retry_stale(self, connection: Connection, exchange: Exchange) -> bool:
+    def _resend_stale(self, connection: Connection, exchange: Exchange) -> bool:
         """A kept-alive connection that the peer closed before any byte of the answer: sent once more on a new one.
 
         The race is part of HTTP/1.1 keep-alive (RFC 9112, 9.3.1) and says nothing about the service; the latency keeps
-        counting from the scheduled instant, so nothing is hidden. A service that closes later than such a race can
-        last has failed, and asking it again would double the load.
+        counting from the scheduled instant and the attempt is counted, so nothing is hidden. A service that closes
+        later than such a race can last has failed, and asking it again would double the load.
         """
         if connection.requests < 2 or exchange.bytes_in or exchange.sent_ns is None:
             return False
-        if monotonic_ns() - exchange.sent_ns > STALE_WINDOW_NS:
+        waiting = self._waiting.get(connection.fd)
+        if waiting is None or monotonic_ns() - exchange.sent_ns > STALE_WINDOW_NS:
             return False
-        row, scheduled_ns = exchange.row, exchange.scheduled_ns
         self._drop(connection)
-        fresh = Exchange(row, scheduled_ns, self._target)
-        fresh.sent_ns = exchange.sent_ns  # it left on time; what follows is not the generator's lateness
-        self.in_flight[row.request_id] = fresh
-        self._open(fresh)
+        fresh = self._fresh(exchange)
+        fresh.attempts += 1
+        self._open(fresh, waiting[1])
         return True
 
     def _broken(self, connection: Connection, error: OSError) -> None:
@@ -309,89 +487,175 @@ class Issuer:
             return
         if connection.state == "open" and not isinstance(error, ssl.SSLError):
             self._read_rest(connection, exchange)
-        exchange.advance()
         if not exchange.complete:
-            if error.errno in (errno.ECONNRESET, errno.EPIPE) and self._retry_stale(connection, exchange):
+            if error.errno in (errno.ECONNRESET, errno.EPIPE) and self._resend_stale(connection, exchange):
                 return
             if exchange.http_status is None:
-                exchange.fail("transport_error", explain(error))
+                exchange.fail("transport_error", explain(error), self._phase(connection))
             elif HTTP_OK <= exchange.http_status < HTTP_REDIRECT:
                 exchange.fail("truncated", explain(error))
             else:
                 exchange.closed(monotonic_ns())  # a refusal is one, even when its text was cut off
         self._finish(connection, exchange)
 
+    @staticmethod
+    def _phase(connection: Connection) -> str:
+        """What a request without an answer waits for."""
+        if connection.state in ("connecting", "tunnel"):
+            return "connect"
+        if connection.state == "tls":
+            return "tls"
+        return "send" if connection.wants_write else "headers"
+
     def _read_rest(self, connection: Connection, exchange: Exchange) -> None:
         """What the service said before the connection broke under our sending, such as an early 413 or 429."""
         with contextlib.suppress(OSError):
             while (read := connection.read(self._wall)) is not None and read[0]:
-                self._receive(exchange, read)
+                exchange.stamps_user += not read[2]
+                if exchange.take(read[0], read[1]):
+                    return
 
-    def _finish(self, connection: Connection, exchange: Exchange) -> None:
-        connection.exchange = None
+    # -- endings -----------------------------------------------------------------------------------------------------
+
+    def _finish(self, ended: Connection, exchange: Exchange) -> None:
+        connection: Connection | None = ended
+        connection.exchange = exchange.connection = None
         self._waiting.pop(connection.fd, None)
         whole = exchange.complete and not connection.wants_write  # else the rest of the request is still to go out
-        if whole and exchange.keep_alive and connection.state == "open" and not connection.peer_closed:
-            self._idle.append(connection)
-        else:
-            self._drop(connection)
+        keep = whole and exchange.keep_alive and connection.state == "open" and not connection.peer_closed
         if exchange.end_ns is None:
             exchange.end_ns = monotonic_ns()
-        self._done(exchange)
+        exchange.stamp_error_ns = self._wall.error_ns
+        if not keep or self._habits.new_connections:
+            self._drop(connection)
+            connection = None
+        if exchange.status != "ok" and self._try_again(exchange):
+            if connection is not None:
+                self._idle[connection.backend][connection] = None
+            return
+        goes_on = self._done(exchange)
+        if connection is None:
+            return
+        if goes_on:
+            connection.session = exchange.row.session_id
+            self._kept[connection.session] = connection
+        else:
+            self._idle[connection.backend][connection] = None
 
-    def _done(self, exchange: Exchange) -> None:
-        intent = exchange.row
-        self.in_flight.pop(intent.request_id, None)
-        self._on_done(exchange, self._stage_of.pop(intent.request_id))
-        following = self._later.get(intent.session_id) if intent.offset_ns is None else None
-        if following:
-            stage, upcoming = following.popleft()
-            due_ns = (exchange.end_ns or monotonic_ns()) + upcoming.think_ns
-            heapq.heappush(self._due, (due_ns, upcoming.request_id, stage, upcoming))
-        elif following is not None:
-            del self._later[intent.session_id]  # the user is done; in a later step the number means a new one
+    def _done(self, exchange: Exchange) -> bool:
+        """Hands the exchange on. True when its session goes on."""
+        row = exchange.row
+        if self.in_flight.pop(row.request_id, None) is None:
+            return False
+        self._bodies.pop(row.request_id, None)
+        exchange.release()
+        end_ns = exchange.end_ns = exchange.end_ns or monotonic_ns()
+        self._on_done(exchange)
+        if exchange.status == "abandoned":
+            self._backlog.give_up(row)
+        goes_on = self._backlog.ended(row, exchange.slot, end_ns)
+        if not goes_on:
+            self._backend_of.pop(row.session_id, None)
+        return goes_on
 
     def _drop(self, connection: Connection) -> None:
         self._connections.pop(connection.fd, None)
         self._waiting.pop(connection.fd, None)
-        if connection in self._idle:
-            self._idle.remove(connection)
+        self._idle[connection.backend].pop(connection, None)
+        if connection.session is not None:
+            self._kept.pop(connection.session, None)
         if connection.state != "closed":
             with contextlib.suppress(OSError, ValueError):  # already gone from the set
                 self._epoll.unregister(connection.fd)
             connection.close()
 
-    # -- housekeeping ----------------------------------------------------------------------------------------------
+    # -- deadlines ---------------------------------------------------------------------------------------------------
 
-    def _parse_in_flight(self) -> None:
-        for connection in list(self._connections.values()):
-            exchange = connection.exchange
-            if exchange is not None and exchange.bytes_in:
-                exchange.advance()
-                if exchange.complete or exchange.status is not None:
-                    self._finish(connection, exchange)
+    def _deadline(self, exchange: Exchange) -> tuple[int, str, str]:
+        """(instant, status, phase) of the first deadline that the exchange may miss as it stands now."""
+        at_ns, status, phase = exchange.scheduled_ns + self._total_ns, "timeout", "total"
+        if exchange.chunk_ns:
+            if self._between_ns is not None and exchange.chunk_ns[-1] + self._between_ns < at_ns:
+                at_ns, phase = exchange.chunk_ns[-1] + self._between_ns, "between-tokens"
+        elif self._first_token_ns is not None and exchange.scheduled_ns + self._first_token_ns < at_ns:
+            at_ns, phase = exchange.scheduled_ns + self._first_token_ns, "first-token"
+        connecting_ns = exchange.connect_ns if exchange.connected_ns is None else None
+        if connecting_ns is not None and connecting_ns + self._connect_ns < at_ns:
+            at_ns, phase = connecting_ns + self._connect_ns, "connect"
+        patience_ns = exchange.row.patience_ns
+        if patience_ns != NEVER and exchange.scheduled_ns + patience_ns <= at_ns:
+            at_ns, status, phase = exchange.scheduled_ns + patience_ns, "abandoned", ""
+        return at_ns, status, phase
+
+    def _look_again(self, exchange: Exchange, now_ns: int) -> None:
+        """Notes when the exchange's deadlines must be looked at next: no later than any of them can be missed."""
+        check_ns = self._deadline(exchange)[0]
+        if self._between_ns is not None and now_ns + self._between_ns < check_ns:
+            check_ns = now_ns + self._between_ns
+        exchange.check_ns = check_ns
+        if check_ns < self._next_expire_ns:
+            self._next_expire_ns = check_ns
 
     def _expire(self, now_ns: int) -> None:
-        connect_ns = int(self._timeouts.connect_s * NS_PER_S)
-        total_ns = int(self._timeouts.total_s * NS_PER_S)
-        for connection in list(self._connections.values()):
-            exchange = connection.exchange
-            if exchange is None:
-                continue
-            if connection.state != "open" and now_ns - connection.opened_ns > connect_ns:
-                exchange.fail("transport_error", f"no connection within {self._timeouts.connect_s:g} s")
-            elif now_ns - exchange.scheduled_ns > total_ns:
-                exchange.advance()
-                if not exchange.complete:
-                    exchange.fail("timeout", f"no whole answer within {self._timeouts.total_s:g} s")
+        next_ns = now_ns + EXPIRE_PERIOD_NS
+        late: list[Exchange] = []
+        for exchange in self.in_flight.values():
+            if exchange.check_ns <= now_ns:
+                late.append(exchange)
+            elif exchange.check_ns < next_ns:
+                next_ns = exchange.check_ns
+        self._next_expire_ns = next_ns
+        for exchange in late:
+            if self._deadline(exchange)[0] > now_ns:
+                self._look_again(exchange, now_ns)
             else:
-                continue
-            if not exchange.complete:
-                exchange.end_ns = now_ns
+                self._give_up(exchange, now_ns)
+
+    def _give_up(self, exchange: Exchange, now_ns: int) -> None:
+        connection = exchange.connection
+        if connection is not None and connection.plain:
+            self._handle(connection, _PLAIN_READ)  # it may lie in the socket already
+            if exchange.connection is not connection:
+                return
+        at_ns, status, phase = self._deadline(exchange)
+        if at_ns > now_ns:
+            self._look_again(exchange, now_ns)
+            return
+        timeouts = self._habits.timeouts
+        words = {
+            "connect": f"no connection within {timeouts.connect_s:g} s",
+            "first-token": f"no token within {timeouts.first_token_s or 0:g} s",
+            "between-tokens": f"no further token within {timeouts.between_tokens_s or 0:g} s",
+            "total": f"no whole answer within {timeouts.total_s:g} s",
+            "": f"the user gave up after {exchange.row.patience_ns / NS_PER_S:.3g} s",
+        }
+        exchange.end_ns = now_ns
+        exchange.fail(status, words[phase], phase or None)
+        self._again = [item for item in self._again if item[1] is not exchange]
+        if connection is not None:
             self._finish(connection, exchange)
+        else:
+            self._done(exchange)
 
 
-def _raise_file_limit() -> int:
+class _WeightedTurns:
+    """Smooth weighted round robin: in any stretch each backend has had its share, to within one request."""
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self._weights = list(weights)
+        self._credit = [0.0] * len(self._weights)
+
+    def next(self) -> int:
+        if len(self._weights) == 1:
+            return 0
+        for i, weight in enumerate(self._weights):
+            self._credit[i] += weight
+        chosen = max(range(len(self._weights)), key=self._credit.__getitem__)
+        self._credit[chosen] -= sum(self._weights)
+        return chosen
+
+
+def raise_file_limit() -> int:
     """Lifts the soft limit of open files to the hard one and returns it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     ceiling = hard if hard != resource.RLIM_INFINITY else max(soft, 1 << 20)

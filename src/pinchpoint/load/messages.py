@@ -1,56 +1,104 @@
 """What the controller and the load processes say to each other. Plain data, pickled through a pipe."""
 
-from typing import Literal
+from typing import Literal, Protocol
 
 import msgspec
 
-from pinchpoint.load.wire import Address
+from pinchpoint.load.wire import Endpoint
+from pinchpoint.schedule import Schedule, Slots
 
 
-class Intent(msgspec.Struct, frozen=True):
-    """One request of the schedule. offset_ns from the step's start; None in a closed loop."""
+class Prompts(Protocol):
+    """Writes the prompt of a request. Travels to the load processes, so it is small when pickled."""
 
-    request_id: int
-    session_id: int
-    offset_ns: int | None
-    think_ns: int
-    input_tokens: int
-    max_output_tokens: int
-    body: bytes
+    tokens_per_word: float
+    overhead_tokens: float
+
+    def write(self, request_id: int, input_tokens: int) -> str: ...
 
 
 class Timeouts(msgspec.Struct, frozen=True):
+    """connect_s: until the connection is ready, TLS included. first_token_s and total_s: from the scheduled instant.
+    between_tokens_s: from one token to the next. None: only total_s counts."""
+
     connect_s: float = 10.0
+    first_token_s: float | None = None
+    between_tokens_s: float | None = None
     total_s: float = 300.0
+
+
+class Habits(msgspec.Struct, frozen=True):
+    """How the loop treats connections and failures.
+
+    headers: name and value, sent with every request. session_header: name of the header that carries the session's
+    number. retries: times a rejected request or one whose connection failed is sent again.
+    """
+
+    timeouts: Timeouts = Timeouts()
+    headers: tuple[tuple[str, str], ...] = ()
+    session_header: str | None = None
+    new_connections: bool = False
+    warm_connections: int = 0
+    retries: int = 0
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):
     """What a worker needs for its life. Travels through the pipe, never through argv: headers may hold a key."""
 
     index: int
-    address: Address
+    endpoints: tuple[Endpoint, ...]
     run_path: str
     api_path: str
     model: str
     engine: str
     stream: bool
     usage: bool
-    headers: tuple[tuple[str, str], ...]
+    habits: Habits
+    prompts: Prompts
     secrets: tuple[str, ...]
     """Texts replaced in any error that is stored, should the service echo them."""
     ca_file: str | None
-    timeouts: Timeouts
+    cpu: int | None = None
+    """The core it stays on; None: wherever the kernel puts it."""
+    realtime: bool = False
 
 
 class StepOrder(msgspec.Struct, frozen=True):
+    """Part of a step for one worker. More orders for the same stage add to its sessions; `slots` come once.
+
+    follow: tell of every request that ends and of those in flight, as a search needs it. Without, the counters in
+    shared memory are all that is told while the step runs.
+    """
+
     stage: int
     t0_ns: int
-    intents: list[Intent]
+    schedule: Schedule
+    slots: Slots | None
+    follow: bool
+    duration_ns: int | None = None
+    """Nothing of the step is sent from then on; None: until its schedule is used up."""
+
+
+class Calibration(msgspec.Struct, frozen=True):
+    """What the service's own counts say about the length of prompts."""
+
+    tokens_per_word: float
+    overhead_tokens: float
 
 
 class Command(msgspec.Struct, frozen=True):
     verb: Literal["stop-issue", "cancel", "flush", "quit"]
     reason: str = ""
+
+
+class Hello(msgspec.Struct, frozen=True):
+    """A worker is ready. `notes`: what it was asked for and could not do, in words for people."""
+
+    worker: int
+    pid: int
+    cpu: int | None
+    realtime: bool
+    notes: tuple[str, ...]
 
 
 class Outcome(msgspec.Struct, frozen=True):

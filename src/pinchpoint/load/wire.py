@@ -1,4 +1,4 @@
-"""Non-blocking sockets with kernel receive stamps, plain and TLS.
+"""Non-blocking sockets with kernel receive stamps: plain, TLS, through an HTTP proxy, over a Unix socket.
 
 SO_TIMESTAMPNS makes the kernel stamp each segment when it arrives; `recvmsg` hands the stamp of the newest segment
 read. The stamp is CLOCK_REALTIME and is converted with an offset that the loop measures again and again, so stepping
@@ -6,15 +6,17 @@ the wall clock does not move an instant. Without kernel stamps (other systems, U
 taken and marked as such.
 """
 
+import base64
 import contextlib
 import errno
+import os
 import socket
 import ssl
 import struct
 import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urlsplit
 
 from pinchpoint.clock import NS_PER_S, monotonic_ns, realtime_offset_ns
 from pinchpoint.errors import TargetError, UsageError
@@ -25,62 +27,126 @@ if TYPE_CHECKING:
 
 SO_TIMESTAMPNS = getattr(socket, "SO_TIMESTAMPNS", 35)
 SCM_TIMESTAMPNS = SO_TIMESTAMPNS
-_TIMESPEC = struct.Struct("qq")
-_ANCILLARY_BYTES = socket.CMSG_SPACE(_TIMESPEC.size)
-READ_BYTES = 256 * 1024
+TIMESPEC = struct.Struct("qq")
+ANCILLARY_BYTES = socket.CMSG_SPACE(TIMESPEC.size)
+READ_BYTES = 64 * 1024
+"""Per read. Python allocates so much before it knows how much there is: from 128 KiB on, glibc maps fresh pages for it,
+and a read takes four times as long."""
 _IN_PROGRESS = (0, errno.EINPROGRESS, errno.EALREADY, errno.EWOULDBLOCK)
 OURS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
 """Errors of connecting that say something of this host and nothing of the service."""
 CHOOSE_TIMEOUT_S = 5.0
-"""For finding out which of a name's addresses the service listens on; the probe has just talked to one."""
+"""For finding out which of a name's addresses the service listens on."""
 STEP_NS = 1_000_000
 """The wall clock was stepped when its offset differs by so much: slewing moves it 50 us in a tenth of a second."""
+PROXY_ANSWER_BYTES_MAX = 16 * 1024
 
 
 @dataclass(frozen=True)
-class Address:
-    """Where to connect, resolved once before the load starts, so that DNS is not part of any latency."""
+class Endpoint:
+    """Where to connect, resolved once before the load starts, so that DNS is not part of any latency.
+
+    path_prefix goes before the API's path in the request line; through an HTTP proxy it is a whole URL. tunnel: the
+    CONNECT request that a proxy must accept before TLS begins. extra_head: header lines for the proxy, each with its
+    line end. dns_s: what the look-up took; None when the host is an address or a path.
+    """
 
     family: int
-    sockaddr: tuple
+    sockaddr: tuple | str
     host_header: str
     server_name: str
     tls: bool
     path_prefix: str
+    tunnel: bytes = b""
+    extra_head: str = ""
+    dns_s: float | None = None
+    weight: float = 1.0
 
 
-def resolve(url: str) -> Address:
+def resolve(url: str, *, proxy: str | None = None, unix_socket: str | None = None, weight: float = 1.0) -> Endpoint:
     """Raises UsageError for a URL that cannot be used, TargetError when its name does not resolve.
 
     Of a name with several addresses (localhost is often ::1 and 127.0.0.1) the first that accepts a connection is
-    taken, the first of all when none does.
+    taken, the first of all when none does. proxy: URL of an HTTP proxy, with user and password if it wants them.
     """
+    parts = _split(url)
+    tls = parts.scheme == "https"
+    host, port = _host(parts), _port(parts)
+    prefix = quote(parts.path.rstrip("/").removesuffix("/v1"), safe=URL_CHARACTERS)
+    bracketed = f"[{host}]" if ":" in host else host
+    host_header = bracketed if parts.port is None else f"{bracketed}:{port}"
+    if proxy is not None and unix_socket is not None:
+        raise UsageError("a proxy and a Unix socket exclude each other; give one of the two")
+    if unix_socket is not None:
+        if not hasattr(socket, "AF_UNIX"):
+            raise UsageError("this system has no Unix sockets; give the service's URL alone")
+        path = os.path.expanduser(unix_socket)  # noqa: PTH111 - the socket module wants a text
+        return Endpoint(socket.AF_UNIX, path, host_header, host, tls, prefix, weight=weight)
+    if proxy is None:
+        family, sockaddr, dns_s = _look_up(host, port)
+        return Endpoint(family, sockaddr, host_header, host, tls, prefix, dns_s=dns_s, weight=weight)
+    proxy_parts = _split(proxy)
+    if proxy_parts.scheme != "http":
+        raise UsageError("only http:// proxies are supported; the way to an https service is tunnelled through them")
+    family, sockaddr, dns_s = _look_up(_host(proxy_parts), _port(proxy_parts))
+    credentials = _proxy_credentials(proxy_parts)
+    if not tls:
+        whole = f"http://{host_header}{prefix}"
+        return Endpoint(
+            family, sockaddr, host_header, host, tls, whole, extra_head=credentials, dns_s=dns_s, weight=weight
+        )
+    authority = f"{bracketed}:{port}"
+    tunnel = f"CONNECT {authority} HTTP/1.1\r\nHost: {authority}\r\n{credentials}\r\n".encode("latin-1")
+    return Endpoint(family, sockaddr, host_header, host, tls, prefix, tunnel=tunnel, dns_s=dns_s, weight=weight)
+
+
+def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
     except ValueError as error:
         raise UsageError(f"{url!r} cannot be read ({error}); write for example http://127.0.0.1:8000") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise UsageError(f"{url!r} is not an http or https URL; write for example http://127.0.0.1:8000")
-    tls = parts.scheme == "https"
+    return parts
+
+
+def _port(parts: SplitResult) -> int:
     try:
-        port = parts.port or (443 if tls else 80)
+        return parts.port or (443 if parts.scheme == "https" else 80)
     except ValueError:
-        raise UsageError(f"{url!r} has no usable port; write a number from 1 to 65535") from None
+        raise UsageError(f"{parts.geturl()!r} has no usable port; write a number from 1 to 65535") from None
+
+
+def _host(parts: SplitResult) -> str:
+    host = parts.hostname or ""
     try:
-        host = parts.hostname if parts.hostname.isascii() else parts.hostname.encode("idna").decode("ascii")
+        return host if host.isascii() else host.encode("idna").decode("ascii")
+    except UnicodeError:
+        raise UsageError(f"{host!r} is not a host name; check its spelling") from None
+
+
+def _look_up(host: str, port: int) -> tuple[int, tuple, float | None]:
+    started_ns = monotonic_ns()
+    try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except UnicodeError:
-        raise UsageError(f"{parts.hostname!r} is not a host name; check its spelling") from None
+        raise UsageError(f"{host!r} is not a host name; check its spelling") from None
     except OSError as error:
-        raise TargetError(f"cannot resolve {parts.hostname}: {error.strerror}; check the host name") from None
+        raise TargetError(f"cannot resolve {host}: {error.strerror}; check the host name") from None
+    named = not any(sockaddr[0] == host for _, _, _, _, sockaddr in found)
+    dns_s = (monotonic_ns() - started_ns) / NS_PER_S if named else None
     family, _, _, _, sockaddr = found[0]
     if len(found) > 1:
         with contextlib.suppress(OSError), open_socket(host, port, time.monotonic() + CHOOSE_TIMEOUT_S) as accepted:
             family, sockaddr = accepted.family, accepted.getpeername()
-    prefix = quote(parts.path.rstrip("/").removesuffix("/v1"), safe=URL_CHARACTERS)
-    bracketed = f"[{host}]" if ":" in host else host
-    host_header = bracketed if parts.port is None else f"{bracketed}:{parts.port}"
-    return Address(family, sockaddr, host_header, host, tls, prefix)
+    return family, sockaddr, dns_s
+
+
+def _proxy_credentials(parts: SplitResult) -> str:
+    if parts.username is None:
+        return ""
+    pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}".encode()
+    return f"Proxy-Authorization: Basic {base64.b64encode(pair).decode()}\r\n"
 
 
 class WallOffset:
@@ -99,11 +165,16 @@ class WallOffset:
             self.refresh()
 
 
+class ProxyError(OSError):
+    """The proxy refused the tunnel."""
+
+
 class Connection:
     """One client connection. Nothing blocks; methods raise OSError (incl. ssl.SSLError) when it breaks.
 
-    state: connecting -> (handshake ->) open -> closed. `exchange` is set by the loop while a request is in flight.
-    `peer_closed`: TLS said that nothing more will come; the TCP connection may outlive that by tens of seconds.
+    state: connecting -> (tunnel ->) (tls ->) open -> closed. `exchange` is set by the loop while a request is in
+    flight. `peer_closed`: TLS said that nothing more will come; the TCP connection may outlive that by tens of seconds.
+    `recvmsg` is the socket's own, for the loop's fast path; `plain` says that its bytes need no decryption.
     """
 
     __slots__ = (
@@ -112,36 +183,59 @@ class Connection:
         "_pending",
         "_sock",
         "_tls",
+        "_tunnel",
+        "_tunnel_answer",
+        "backend",
         "connected_ns",
         "exchange",
         "fd",
         "number",
         "opened_ns",
         "peer_closed",
+        "plain",
+        "recvmsg",
         "requests",
+        "session",
         "state",
+        "tls_ns",
+        "wants_write_events",
     )
 
-    def __init__(self, address: Address, number: int, tls_context: ssl.SSLContext | None) -> None:
-        self._sock = socket.socket(address.family, socket.SOCK_STREAM)
+    def __init__(self, endpoint: Endpoint, number: int, tls_context: ssl.SSLContext | None, backend: int = 0) -> None:
+        self._sock = socket.socket(endpoint.family, socket.SOCK_STREAM)
         self._sock.setblocking(False)
-        self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if endpoint.family != socket.AF_UNIX:
+            self._sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         with contextlib.suppress(OSError):  # without kernel stamps, reads are marked as user-space
             self._sock.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
         self.fd = self._sock.fileno()
+        self.recvmsg = self._sock.recvmsg
         self.number = number
+        self.backend = backend
         self.requests = 0
+        self.session: int | None = None
+        """The session that this connection is kept for, if any."""
         self.exchange: Exchange | None = None
         self.opened_ns = monotonic_ns()
+        self.tls_ns: int | None = None
         self.connected_ns: int | None = None
         self.peer_closed = False
+        self.plain = False
         self.state = "connecting"
+        self.wants_write_events = True
+        """What the loop registered; kept here so that it asks epoll only for changes."""
         self._pending = b""
+        self._tunnel = endpoint.tunnel
+        self._tunnel_answer = b""
         self._tls: ssl.SSLObject | None = None
         if tls_context is not None:
             self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-            self._tls = tls_context.wrap_bio(self._incoming, self._outgoing, server_hostname=address.server_name)
-        code = self._sock.connect_ex(address.sockaddr)
+            self._tls = tls_context.wrap_bio(self._incoming, self._outgoing, server_hostname=endpoint.server_name)
+        try:
+            code = self._sock.connect_ex(endpoint.sockaddr)
+        except OSError:  # such as a path that is too long for a Unix socket
+            self._sock.close()
+            raise
         if code not in _IN_PROGRESS:
             self._sock.close()
             raise OSError(code, errno.errorcode.get(code, "connect failed"))
@@ -152,13 +246,23 @@ class Connection:
             code = self._sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
                 raise OSError(code, errno.errorcode.get(code, "connect failed"))
-            if self._tls is None:
-                self._opened()
+            if self._tunnel:
+                self.state = "tunnel"
+                self._pending = self._tunnel
             else:
-                self.state = "handshake"
-                self._handshake()
+                self._begin()
         if self._pending:
             self._flush()
+
+    def _begin(self) -> None:
+        """TCP is there, to the service or through the tunnel."""
+        if self._tls is None:
+            self.plain = True
+            self._opened()
+        else:
+            self.state = "tls"
+            self.tls_ns = monotonic_ns()
+            self._handshake()
 
     def _opened(self) -> None:
         self.state = "open"
@@ -193,7 +297,7 @@ class Connection:
             sent = self._sock.send(self._pending)
         except BlockingIOError:
             return
-        self._pending = self._pending[sent:]
+        self._pending = self._pending[sent:] if sent < len(self._pending) else b""
 
     @property
     def wants_write(self) -> bool:
@@ -202,23 +306,41 @@ class Connection:
     def read(self, wall: WallOffset) -> tuple[bytes, int, bool] | None:
         """(data, stamp_ns, kernel) of one read; None when there is nothing to hand on; data b"" = peer closed."""
         try:
-            data, ancillary, _, _ = self._sock.recvmsg(READ_BYTES, _ANCILLARY_BYTES)
+            data, ancillary, _, _ = self.recvmsg(READ_BYTES, ANCILLARY_BYTES)
         except BlockingIOError:
             return None
         if ancillary and ancillary[0][1] == SCM_TIMESTAMPNS:
-            seconds, nanoseconds = _TIMESPEC.unpack(ancillary[0][2][: _TIMESPEC.size])
+            seconds, nanoseconds = TIMESPEC.unpack(ancillary[0][2][: TIMESPEC.size])
             stamp_ns, kernel = seconds * NS_PER_S + nanoseconds - wall.offset_ns, True
         else:
             stamp_ns, kernel = monotonic_ns(), False
+        if self.state == "tunnel":
+            self._read_tunnel(data)
+            return None
         if self._tls is None or not data:
             return data, stamp_ns, kernel
         self._incoming.write(data)
-        if self.state == "handshake":
+        if self.state == "tls":
             self._handshake()
             if self.state != "open":
                 return None
         plain = self._decrypt()
         return (plain, stamp_ns, kernel) if plain is not None else None
+
+    def _read_tunnel(self, data: bytes) -> None:
+        """The proxy's answer to CONNECT. Nothing follows it before we speak: TLS begins with the client."""
+        if not data:
+            raise ProxyError(errno.ECONNRESET, "the proxy closed the connection")
+        self._tunnel_answer += data
+        head, found, _ = self._tunnel_answer.partition(b"\r\n\r\n")
+        if not found:
+            if len(self._tunnel_answer) > PROXY_ANSWER_BYTES_MAX:
+                raise ProxyError(errno.EPROTO, "the proxy's answer is not HTTP")
+            return
+        status = head.split(b"\r\n", 1)[0].decode("latin-1")
+        if status.split(" ")[1:2] != ["200"]:
+            raise ProxyError(errno.EPROTO, f"the proxy refused the tunnel ({status[:60]})")
+        self._begin()
 
     def _decrypt(self) -> bytes | None:
         """Decrypted bytes; None when the record is not whole yet; b"" when TLS was closed and nothing came before."""
@@ -238,10 +360,13 @@ class Connection:
     def close(self) -> None:
         self._sock.close()
         self.state = "closed"
+        self.plain = False
 
 
 def explain(error: OSError) -> str:
     """A short cause for a broken connection, the same words on every platform."""
+    if isinstance(error, ProxyError):
+        return str(error.strerror)
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"TLS certificate not accepted ({error.verify_message}); a private authority is given with --ca-file"
     if isinstance(error, ssl.SSLError):
@@ -253,6 +378,8 @@ def explain(error: OSError) -> str:
         errno.ETIMEDOUT: "connect timed out",
         errno.EHOSTUNREACH: "no route to host",
         errno.ENETUNREACH: "network unreachable",
+        errno.ENOENT: "there is no such Unix socket",
+        errno.EACCES: "no permission to use the Unix socket",
         errno.EADDRNOTAVAIL: "no free local port",
         errno.EMFILE: "too many open files on this host",
         errno.ENFILE: "too many open files on this host",

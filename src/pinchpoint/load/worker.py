@@ -1,25 +1,30 @@
 """One load process: takes steps from a pipe, runs the issuer, writes records to its own part file.
 
-Every tenth of a second it tells the controller what has ended and what is in flight, so that a search can decide while
-the step runs. Records are written between due instants, not at them.
+Every tenth of a second it writes its counters, obeys orders, and tells a search that follows a step what has ended and
+what is in flight, so that it can decide while the step runs. Records are written between due instants, not at them.
 
 Interrupts are the controller's business: the process ignores SIGINT and ends when the pipe closes or says so.
 """
 
 import gc
 import itertools
+import os
 import signal
 import time
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.fetch import tls_context
+from pinchpoint.load.counters import BUCKETS, FIELDS, PPM, LiveCounters, bucket_of
 from pinchpoint.load.exchange import Exchange
+from pinchpoint.load.health import ClientHealth
 from pinchpoint.load.issuer import Issuer
-from pinchpoint.load.messages import Outcome, Pending, StepOrder, Update, WorkerConfig
-from pinchpoint.model import RECORD_COLUMNS, SAMPLE_COLUMNS
+from pinchpoint.load.messages import Calibration, Hello, Outcome, Pending, StepOrder, Update, WorkerConfig
+from pinchpoint.model import ERROR_STATUSES, RECORD_COLUMNS, SAMPLE_COLUMNS
 from pinchpoint.rundir import PartWriter
 from pinchpoint.targets.openai import OpenAITarget
 
@@ -27,43 +32,55 @@ PUBLISH_PERIOD_NS = NS_PER_S // 10
 WRITE_PERIOD_NS = NS_PER_S
 WRITE_ROOM_NS = 5_000_000
 """A write takes a few milliseconds: it waits for a gap of this length between due instants, at most a second."""
+COUNTERS_FILE = "live.counters"
+REALTIME_PRIORITY = 1
+"""The lowest of SCHED_FIFO: above everything ordinary, below the kernel's own threads that run at 50."""
+FAILED = frozenset((*ERROR_STATUSES, "timeout"))
 
 
-def work(pipe: Pipe) -> None:
-    """Process entry. The first message is a WorkerConfig; then StepOrder and Command until quit or end of pipe."""
+def work(pipe: Pipe, workers: int) -> None:
+    """Process entry. The first message is a WorkerConfig; then orders and commands until quit or end of pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         config: WorkerConfig = pipe.recv()
-        _Worker(config, pipe).run()
+        _Worker(config, pipe, workers).run()
     except (EOFError, ConnectionError):
         return  # the controller is gone; the part files are already whole
 
 
 class _Worker:
-    def __init__(self, config: WorkerConfig, pipe: Pipe) -> None:
+    def __init__(self, config: WorkerConfig, pipe: Pipe, workers: int) -> None:
         self._config = config
         self._pipe = pipe
         self._target = OpenAITarget(
             config.api_path, config.model, config.engine, stream=config.stream, usage=config.usage
         )
         self._issuer = Issuer(
-            config.address,
+            config.endpoints,
             self._target,
+            config.prompts,
             self._on_done,
-            headers=config.headers,
-            tls=tls_context(config.ca_file) if config.address.tls else None,
-            timeouts=config.timeouts,
+            habits=config.habits,
+            tls=tls_context(config.ca_file) if any(endpoint.tls for endpoint in config.endpoints) else None,
         )
+        self._health = ClientHealth()
         parts = Path(config.run_path) / "parts"
         self._records = PartWriter(parts / f"records-{config.index}.arrows", RECORD_COLUMNS)
         self._samples = PartWriter(parts / f"telemetry-client{config.index}.arrows", SAMPLE_COLUMNS)
+        self._counters = LiveCounters(parts / COUNTERS_FILE, workers, create=False).rows[config.index]
+        self._follow = False
         self._rows: list[tuple[Any, ...]] = []
         self._outcomes: list[Outcome] = []
-        self._tokens = 0
+        self._latencies: list[tuple[float, float]] = []
+        """(TTFT, TPOT) in seconds since the counters were written; NaN where there is none."""
+        self._ok = self._failed = self._withdrawn = self._orders = 0
+        self._tokens = self._coalesced = 0
+        self._sampled_tokens = self._sampled_coalesced = 0
         self._running = True
         self._busy_ratio = 0.0
 
     def run(self) -> None:
+        self._pipe.send(self._settle_in())
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -76,9 +93,11 @@ class _Worker:
                 now_ns = monotonic_ns()
                 if now_ns - published_ns >= PUBLISH_PERIOD_NS:
                     waited_ns = self._issuer.poll_ns - poll_ns
-                    busy_ratio = max(0.0, 1 - waited_ns / (now_ns - published_ns))
+                    self._busy_ratio = max(0.0, 1 - waited_ns / (now_ns - published_ns))
                     poll_ns, published_ns = self._issuer.poll_ns, now_ns
-                    self._publish(now_ns, busy_ratio)
+                    self._count(now_ns)
+                    if self._follow:
+                        self._publish(now_ns)
                     self._obey()
                     now_ns = monotonic_ns()
                 if now_ns - written_ns >= WRITE_PERIOD_NS:
@@ -91,10 +110,29 @@ class _Worker:
                         self._write()
         finally:
             self._issuer.cancel_all("the run ended")
+            self._sample(monotonic_ns(), None)
             self._write()
             self._records.close()
             self._samples.close()
             self._issuer.close()
+
+    def _settle_in(self) -> Hello:
+        """Takes the core and the priority that the plan wants, as far as the system lets it."""
+        config, notes = self._config, []
+        cpu, realtime = config.cpu, config.realtime
+        if cpu is not None:
+            try:
+                os.sched_setaffinity(0, {cpu})
+            except (OSError, AttributeError) as error:
+                notes.append(f"load process {config.index} could not be kept on core {cpu} ({error})")
+                cpu = None
+        if realtime:
+            try:
+                os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REALTIME_PRIORITY))
+            except (OSError, AttributeError) as error:
+                notes.append(f"load process {config.index} got no real-time priority ({error})")
+                realtime = False
+        return Hello(config.index, os.getpid(), cpu, realtime, tuple(notes))
 
     def _obey(self) -> None:
         while self._pipe.poll():
@@ -102,7 +140,13 @@ class _Worker:
             if isinstance(order, StepOrder):
                 if not self._issuer.in_flight:
                     gc.collect()
-                self._issuer.start(order.stage, order.t0_ns, order.intents)
+                self._follow = order.follow
+                self._issuer.start(order.t0_ns, order.schedule, order.slots, order.duration_ns)
+                self._orders += 1
+                self._count(monotonic_ns())
+            elif isinstance(order, Calibration):
+                self._config.prompts.tokens_per_word = order.tokens_per_word
+                self._config.prompts.overhead_tokens = order.overhead_tokens
             elif order.verb == "stop-issue":
                 self._issuer.stop_issue()
             elif order.verb == "cancel":
@@ -113,12 +157,38 @@ class _Worker:
             else:
                 self._running = False
 
-    def _publish(self, now_ns: int, busy_ratio: float) -> None:
+    # -- telling -----------------------------------------------------------------------------------------------------
+
+    def _count(self, now_ns: int) -> None:
+        issuer, row = self._issuer, self._counters
+        in_flight_tokens = sum(len(exchange.chunk_ns) for exchange in issuer.in_flight.values())
+        values = (
+            now_ns,
+            issuer.issued,
+            len(issuer.in_flight),
+            issuer.unissued,
+            issuer.pool_left,
+            self._ok,
+            self._failed,
+            self._withdrawn,
+            self._tokens + in_flight_tokens,
+            int(self._busy_ratio * PPM),
+            self._orders,
+        )
+        row[: len(FIELDS)] = values
+        if self._latencies:
+            latencies, self._latencies = np.asarray(self._latencies), []
+            for column in range(2):
+                known = latencies[:, column]
+                start = len(FIELDS) + column * BUCKETS
+                row[start : start + BUCKETS] += np.bincount(bucket_of(known[np.isfinite(known)]), minlength=BUCKETS)
+
+    def _publish(self, now_ns: int) -> None:
         outcomes, self._outcomes = self._outcomes, []
         pending = [
             Pending(
                 request_id=request_id,
-                stage=self._issuer.stage_of(request_id),
+                stage=exchange.stage,
                 scheduled_ns=exchange.scheduled_ns,
                 first_token_ns=exchange.first_token_ns,
                 has_first_byte=exchange.first_byte_ns is not None,
@@ -135,18 +205,27 @@ class _Worker:
                 pending=pending,
                 unissued=self._issuer.unissued,
                 tokens=self._tokens + in_flight_tokens,
-                busy_ratio=busy_ratio,
+                busy_ratio=self._busy_ratio,
             )
         )
-        self._busy_ratio = busy_ratio
 
-    def _sample(self, now_ns: int, cpu_cores: float) -> None:
-        labels = f"worker={self._config.index}"
+    def _sample(self, now_ns: int, cpu_cores: float | None) -> None:
+        """cpu_cores: None at the very end, when the time since the last sample is too short to tell."""
+        tokens, coalesced = self._tokens - self._sampled_tokens, self._coalesced - self._sampled_coalesced
+        self._sampled_tokens, self._sampled_coalesced = self._tokens, self._coalesced
         readings = {
-            "client.loop_busy_ratio": self._busy_ratio,
-            "client.worker_cpu_cores": cpu_cores,
+            **self._health.read(),
+            "client.loop_stall_max_s": self._issuer.stall_ns / NS_PER_S,
             "client.in_flight": float(len(self._issuer.in_flight)),
+            "client.connections": float(self._issuer.connections),
         }
+        if cpu_cores is not None:
+            readings["client.loop_busy_ratio"] = self._busy_ratio
+            readings["client.worker_cpu_cores"] = cpu_cores
+        if tokens:
+            readings["client.coalesced_ratio"] = coalesced / tokens
+        self._issuer.stall_ns = 0
+        labels = f"worker={self._config.index}"
         self._samples.append((now_ns, 0, "client", name, name, labels, value) for name, value in readings.items())
 
     def _write(self) -> None:
@@ -155,23 +234,37 @@ class _Worker:
         self._records.flush()
         self._samples.flush()
 
-    def _on_done(self, exchange: Exchange, stage: int) -> None:
-        self._tokens += len(exchange.chunk_ns)
+    # -- ended requests ----------------------------------------------------------------------------------------------
+
+    def _on_done(self, exchange: Exchange) -> None:
+        chunk_ns = exchange.chunk_ns
+        chunks = len(chunk_ns)
+        self._tokens += chunks
+        self._coalesced += exchange.coalesced_count
+        if exchange.status == "ok":
+            self._ok += 1
+        elif exchange.status in FAILED:
+            self._failed += 1
+        else:
+            self._withdrawn += 1
         error = exchange.error
-        for secret in self._config.secrets:
-            error = error.replace(secret, "[redacted]") if error else error
+        if error is not None:
+            for secret in self._config.secrets:
+                error = error.replace(secret, "[redacted]")
         usage = exchange.usage
-        output_tokens = usage.output_tokens if usage and usage.output_tokens is not None else len(exchange.chunk_ns)
-        last_token_ns = exchange.chunk_ns[-1] if exchange.chunk_ns else None
+        output_tokens = usage.output_tokens if usage and usage.output_tokens is not None else chunks
+        last_token_ns = chunk_ns[-1] if chunks else None
+        answered = exchange.bytes_in > 0
+        row = exchange.row
         self._rows.append(
             (
-                exchange.row.request_id,
-                stage,
+                row.request_id,
+                exchange.stage,
                 self._config.index,
                 exchange.scheduled_ns,
                 exchange.sent_ns,
-                None,
-                None,
+                exchange.connect_ns,
+                exchange.tls_ns,
                 exchange.connected_ns,
                 exchange.headers_ns,
                 exchange.first_byte_ns,
@@ -179,19 +272,19 @@ class _Worker:
                 exchange.first_content_ns,
                 last_token_ns,
                 exchange.end_ns,
-                exchange.chunk_ns,
-                _tokens_per_chunk(len(exchange.chunk_ns), output_tokens),
+                chunk_ns,
+                tokens_per_chunk(chunks, output_tokens),
                 exchange.coalesced_count,
-                _source(exchange),
-                exchange.stamp_error_ns + exchange.first_token_error_ns if exchange.bytes_in else None,
-                exchange.stamp_error_ns + exchange.coalesced_error_ns if exchange.bytes_in else None,
+                source(exchange),
+                exchange.stamp_error_ns + exchange.first_token_error_ns if answered else None,
+                exchange.stamp_error_ns + exchange.coalesced_error_ns if answered else None,
                 usage.input_tokens if usage else None,
                 output_tokens,
                 usage.cached_tokens if usage else None,
                 usage.reasoning_tokens if usage else None,
                 "usage" if usage else "events",
-                exchange.row.input_tokens,
-                exchange.row.max_output_tokens,
+                row.input_tokens,
+                row.max_output_tokens,
                 exchange.bytes_in,
                 exchange.http_status,
                 exchange.status,
@@ -199,51 +292,57 @@ class _Worker:
                 exchange.finish_reason,
                 exchange.retry_after_s,
                 exchange.connection_id,
-                None,
-                1,
-                None,
+                exchange.phase,
+                exchange.attempts,
+                exchange.backend if len(self._config.endpoints) > 1 else None,
             )
         )
-        self._outcomes.append(_outcome(exchange, stage, error, output_tokens))
+        first_ns = exchange.first_token_ns
+        gaps = output_tokens - 1
+        ttft_s = (first_ns - exchange.scheduled_ns) / NS_PER_S if first_ns else None
+        tpot_s = (last_token_ns - first_ns) / NS_PER_S / gaps if first_ns and last_token_ns and gaps >= 1 else None
+        if self._follow:
+            self._outcomes.append(_outcome(exchange, error, output_tokens, ttft_s, tpot_s))
+        elif ttft_s is not None:
+            self._latencies.append((ttft_s, tpot_s if tpot_s is not None else float("nan")))
 
 
-def _source(exchange: Exchange) -> str:
-    if exchange.stamps_kernel and exchange.stamps_user:
-        return "mixed"
-    return "kernel" if exchange.stamps_kernel else "user"
+def source(exchange: Exchange) -> str:
+    """Where the stamps come from: kernel, user or mixed; a request without an answer counts as kernel."""
+    if not exchange.stamps_user:
+        return "kernel"
+    return "user" if exchange.stamps_user >= exchange.reads else "mixed"
 
 
-def _tokens_per_chunk(chunks: int, output_tokens: int) -> list[int]:
-    """One token per event unless the service counted more tokens than there were events.
+def tokens_per_chunk(chunks: int, output_tokens: int) -> list[int] | None:
+    """None: one token in each event. Otherwise the service counted more tokens than there were events.
 
     Which event carried the surplus is not known, so it is spread evenly; the per-request mean (TPOT) is exact anyway.
     """
-    if chunks == 0:
-        return []
-    if output_tokens <= chunks:
-        return [1] * chunks
+    if output_tokens <= chunks or chunks == 0:
+        return None
     each, rest = divmod(output_tokens, chunks)
     return [each + (i < rest) for i in range(chunks)]
 
 
-def _outcome(exchange: Exchange, stage: int, error: str | None, output_tokens: int) -> Outcome:
+def _outcome(
+    exchange: Exchange, error: str | None, output_tokens: int, ttft_s: float | None, tpot_s: float | None
+) -> Outcome:
     end_ns = exchange.end_ns or monotonic_ns()
     first_ns = exchange.first_token_ns
     chunk_ns = exchange.chunk_ns
-    gaps = output_tokens - 1
+    longest_ns = max((b - a for a, b in itertools.pairwise(chunk_ns)), default=None)
     return Outcome(
         request_id=exchange.row.request_id,
-        stage=stage,
+        stage=exchange.stage,
         status=exchange.status or "transport_error",
         error=error,
         scheduled_ns=exchange.scheduled_ns,
         send_lag_s=(exchange.sent_ns - exchange.scheduled_ns) / NS_PER_S if exchange.sent_ns else None,
-        ttft_s=(first_ns - exchange.scheduled_ns) / NS_PER_S if first_ns else None,
-        tpot_s=(chunk_ns[-1] - chunk_ns[0]) / NS_PER_S / gaps if chunk_ns and gaps >= 1 else None,
+        ttft_s=ttft_s,
+        tpot_s=tpot_s,
         e2e_s=(end_ns - exchange.scheduled_ns) / NS_PER_S,
-        itl_max_s=max((b - a for a, b in itertools.pairwise(chunk_ns)), default=0) / NS_PER_S
-        if len(chunk_ns) > 1
-        else None,
+        itl_max_s=longest_ns / NS_PER_S if longest_ns is not None else None,
         input_tokens=exchange.usage.input_tokens if exchange.usage else None,
         output_tokens=output_tokens,
         has_first_byte=exchange.first_byte_ns is not None,

@@ -2,12 +2,16 @@
 
 Engines differ in small ways, and all of these are normal here: a role-only first chunk, a usage-only last chunk, usage
 inside the last choice chunk, no `[DONE]`, `reasoning_content` or `reasoning` deltas, tool-call deltas, an `error`
-object inside a 200 stream, several tokens in one chunk.
+object inside a 200 stream, several tokens in one chunk, content as a list of parts, a refusal instead of content, usage
+inside `x_groq`.
 """
 
 from typing import Any
 
 import msgspec
+
+from pinchpoint.targets.sse import SseParser
+from pinchpoint.targets.template import cut
 
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
@@ -75,6 +79,11 @@ class OpenAITarget:
     def parse_answer(body: bytes) -> Chunk:
         return parse_answer(body)
 
+    @staticmethod
+    def template(event: bytes) -> tuple[bytes, bytes] | None:
+        """See targets.template: the bytes of a whole event around its text, when the text is all it says."""
+        return cut(event, _is_text)
+
 
 class _Function(msgspec.Struct):
     name: Any = None
@@ -89,6 +98,7 @@ class _Delta(msgspec.Struct):
     content: Any = None
     reasoning_content: Any = None
     reasoning: Any = None
+    refusal: Any = None
     tool_calls: list[_Tool] | None = None
 
 
@@ -112,11 +122,17 @@ class _Usage(msgspec.Struct):
     completion_tokens: int | None = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
+    cached_tokens: int | None = None
+
+
+class _XGroq(msgspec.Struct):
+    usage: _Usage | None = None
 
 
 class _Payload(msgspec.Struct):
     choices: list[_Choice] | None = None
     usage: _Usage | None = None
+    x_groq: _XGroq | None = None
     error: Any = None
 
 
@@ -132,10 +148,25 @@ def parse_event(event: bytes, data: bytes) -> Chunk:
     try:
         payload = _decoder.decode(data)
     except msgspec.MsgspecError as error:
+        if event == b"error":
+            return Chunk(error=_error_text(data.decode("utf-8", "replace")))
         raise ValueError(f"stream event is not a completion chunk ({error})") from None
     if payload.error is not None or event == b"error":
         return Chunk(error=_error_text(payload.error if payload.error is not None else data.decode("utf-8", "replace")))
     return _meaning(payload)
+
+
+def _is_text(event: bytes) -> bool:
+    """Whether the bytes are one whole event that carries text and nothing else."""
+    parser = SseParser()
+    events = parser.feed(event)
+    if len(events) != 1 or not parser.idle:
+        return False
+    try:
+        chunk = parse_event(*events[0])
+    except ValueError:
+        return False
+    return chunk.has_text and (chunk.finish_reason, chunk.usage, chunk.error, chunk.done) == (None, None, None, False)
 
 
 def parse_answer(body: bytes) -> Chunk:
@@ -157,22 +188,51 @@ def _meaning(payload: _Payload) -> Chunk:
     for choice in payload.choices or ():
         delta = choice.delta or choice.message
         if delta is not None:
-            content = content or bool(delta.content)
+            if isinstance(delta.content, list):
+                content = content or _has_text(delta.content)
+                reasoning = reasoning or any(_has_text(part.get("thinking")) for part in _parts(delta.content))
+            else:
+                content = content or bool(delta.content)
+            content = content or bool(delta.refusal)
             reasoning = reasoning or bool(delta.reasoning_content) or bool(delta.reasoning)
             for call in delta.tool_calls or ():
                 tool = tool or (call.function is not None and bool(call.function.name or call.function.arguments))
         content = content or bool(choice.text)
         finish_reason = finish_reason or choice.finish_reason
-    usage = None
-    if payload.usage is not None and payload.usage.completion_tokens is not None:
-        u = payload.usage
-        usage = Usage(
-            input_tokens=u.prompt_tokens,
-            output_tokens=u.completion_tokens,
-            cached_tokens=u.prompt_tokens_details.cached_tokens if u.prompt_tokens_details else None,
-            reasoning_tokens=u.completion_tokens_details.reasoning_tokens if u.completion_tokens_details else None,
-        )
+    told = payload.usage or (payload.x_groq.usage if payload.x_groq is not None else None)
+    usage = _usage(told) if told is not None else None
     return Chunk(content, reasoning, tool, finish_reason, usage)
+
+
+def _parts(content: Any) -> list[dict[str, Any]]:
+    """The parts of a content that is a list, as Mistral's reasoning models send it."""
+    return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
+
+
+def _has_text(parts: Any) -> bool:
+    return any(part.get("text") for part in _parts(parts))
+
+
+TOKENS_MAX = 2**31 - 1
+"""No answer has more. Records hold 32-bit counts, and a count that cannot be is one that is not known."""
+
+
+def _usage(told: _Usage) -> Usage | None:
+    """None when the number of output tokens is not told or cannot be."""
+    output_tokens = _count(told.completion_tokens)
+    if output_tokens is None:
+        return None
+    cached, reasoning = told.prompt_tokens_details, told.completion_tokens_details
+    return Usage(
+        input_tokens=_count(told.prompt_tokens),
+        output_tokens=output_tokens,
+        cached_tokens=_count(told.cached_tokens if cached is None else cached.cached_tokens),
+        reasoning_tokens=_count(None if reasoning is None else reasoning.reasoning_tokens),
+    )
+
+
+def _count(tokens: int | None) -> int | None:
+    return tokens if tokens is not None and 0 <= tokens <= TOKENS_MAX else None
 
 
 ERROR_TEXT_CHARS = 300

@@ -7,6 +7,7 @@ leading byte-order mark is dropped, comment lines are dropped, several `data` li
 import re
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
+DATA, END = b"data: ", b"\n\n"
 MAX_EVENT_BYTES = 8 << 20
 """An event that never ends must not grow memory without bound. 8 MiB is far above any single delta."""
 
@@ -26,6 +27,10 @@ class SseParser:
         self._started = False
 
     def feed(self, data: bytes) -> list[tuple[bytes, bytes]]:
+        if self._started and data.startswith(DATA) and data.endswith(END) and self.idle:
+            rest = data[len(DATA) : -len(END)]
+            if b"\n" not in rest and b"\r" not in rest:  # by far the most: one whole event of one line
+                return [(b"", rest)]
         if self._buffer:
             data = self._buffer + data
         if not self._started:
@@ -61,6 +66,11 @@ class SseParser:
             self._data_bytes += len(value)
         elif field == b"event":
             self._event = value
+
+    @property
+    def idle(self) -> bool:
+        """Whether the next byte begins a new event and nothing of an earlier one is kept, not even its type."""
+        return not (self._buffer or self._data or self._event)
 
     @property
     def pending(self) -> bool:

@@ -1,0 +1,182 @@
+"""From a plan to load processes that are ready: keys, headers, endpoints, how many processes and where they run.
+
+Nothing here sends a request. Secrets are read here and go into WorkerConfig only, which travels through a pipe.
+"""
+
+import hashlib
+import ipaddress
+import os
+import socket
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from pinchpoint.errors import UsageError
+from pinchpoint.load.fleet import usable_cpus
+from pinchpoint.load.messages import Habits, Prompts, Timeouts, WorkerConfig
+from pinchpoint.load.wire import Endpoint, resolve
+from pinchpoint.model import TargetFacts
+from pinchpoint.plan import Plan
+
+RUNS_DIRECTORY = "pinchpoint-runs"
+DEFAULT_KEY_ENV = "PINCHPOINT_API_KEY"
+SECRET_MIN_CHARS = 8
+"""Shorter secrets are not searched for in error texts: replacing "abc" everywhere would garble them."""
+SECRET_HEADERS = ("authorization", "cookie", "api-key", "apikey", "token", "secret", "password", "credential")
+"""Parts of header names whose values must not be written down."""
+FROM_ENVIRONMENT = "env:"
+FORBIDDEN_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding"})
+"""Headers that the engine itself must set, or the answers cannot be read."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """How the service is reached. Holds secrets: never stored, never printed."""
+
+    endpoints: tuple[Endpoint, ...]
+    headers: tuple[tuple[str, str], ...]
+    secrets: tuple[str, ...]
+
+    @property
+    def local(self) -> bool:
+        """Whether the service runs on this host, as far as its addresses tell."""
+        return any(_is_own(endpoint) for endpoint in self.endpoints)
+
+
+def read_api_key(plan: Plan) -> str | None:
+    """The key from the variable or file that the plan names, else from PINCHPOINT_API_KEY. Raises UsageError."""
+    if plan.api_key_file is not None:
+        try:
+            key = Path(plan.api_key_file).expanduser().read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            cause = getattr(error, "strerror", None) or "not text"
+            raise UsageError(f"cannot read the API key from {plan.api_key_file}: {cause}") from None
+        if not key or not key.isprintable() or not key.isascii():
+            raise UsageError(f"{plan.api_key_file} holds no usable API key; it must be one line of ASCII text")
+        return key
+    if plan.api_key_env is not None:
+        return _from_environment(plan.api_key_env, "API key")
+    return os.environ.get(DEFAULT_KEY_ENV, "").strip() or None
+
+
+def open_access(plan: Plan, api_key: str | None) -> Access:
+    """Resolves every base URL. Raises UsageError or TargetError, see wire.resolve."""
+    headers, secrets = _headers(plan, api_key)
+    transport = plan.transport
+    proxy = transport.proxy
+    if proxy is not None and proxy.startswith(FROM_ENVIRONMENT):
+        proxy = _from_environment(proxy.removeprefix(FROM_ENVIRONMENT), "proxy")
+        secrets.append(proxy)
+    elif proxy is not None and "@" in proxy:
+        raise UsageError("the proxy's URL holds a password, which would be stored; give it as env:NAME")
+    weights = [(plan.url, 1.0), *((backend.url, backend.weight) for backend in plan.backends)]
+    endpoints = tuple(
+        resolve(url, proxy=proxy, unix_socket=transport.unix_socket, weight=weight) for url, weight in weights
+    )
+    return Access(endpoints, tuple(headers), tuple(secret for secret in secrets if len(secret) >= SECRET_MIN_CHARS))
+
+
+def _headers(plan: Plan, api_key: str | None) -> tuple[list[tuple[str, str]], list[str]]:
+    headers: list[tuple[str, str]] = [("Authorization", f"Bearer {api_key}")] if api_key else []
+    secrets = [api_key] if api_key else []
+    for name, value in plan.transport.headers.items():
+        if not name or not all(c.isalnum() or c in "-_.!#$%&'*+^`|~" for c in name) or not name.isascii():
+            raise UsageError(f"{name!r} is not the name of an HTTP header")
+        if name.lower() in FORBIDDEN_HEADERS:
+            raise UsageError(f"the header {name} is set by the load engine itself; leave it out")
+        if value.startswith(FROM_ENVIRONMENT):
+            value = _from_environment(value.removeprefix(FROM_ENVIRONMENT), f"header {name}")
+            secrets.append(value)
+        elif any(part in name.lower() for part in SECRET_HEADERS):
+            raise UsageError(f"the header {name} may hold a secret, which would be stored; give it as env:VARIABLE")
+        if not value.isprintable() or not value.isascii():
+            raise UsageError(f"the value of header {name} cannot stand in a header; it must be one line of ASCII text")
+        headers.append((name, value))
+    return headers, secrets
+
+
+def _from_environment(name: str, what: str) -> str:
+    value = os.environ.get(name, "").strip()
+    if not value or not value.isprintable() or not value.isascii():
+        raise UsageError(f"the environment variable {name} holds no usable {what}; export it first")
+    return value
+
+
+def _is_own(endpoint: Endpoint) -> bool:
+    if endpoint.family == getattr(socket, "AF_UNIX", None):
+        return True
+    try:
+        return ipaddress.ip_address(str(endpoint.sockaddr[0]).partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
+def worker_count(plan: Plan, *, shared_host: bool) -> int:
+    """As many as the plan says; else one per usable core, half of them when the service needs cores of this host."""
+    if plan.workers is not None:
+        return plan.workers
+    cores = len(usable_cpus())
+    return max(1, cores // 2) if shared_host else cores
+
+
+def worker_configs(
+    plan: Plan,
+    facts: TargetFacts,
+    access: Access,
+    run_path: Path,
+    prompts: Prompts,
+    *,
+    workers: int,
+    shared_host: bool,
+    warm_connections: int,
+    stream: bool,
+    usage: bool,
+) -> list[WorkerConfig]:
+    """warm_connections: of all workers together. A worker has a core of its own unless the service runs here, too."""
+    assert facts.api is not None and facts.model is not None
+    cpus = usable_cpus()
+    pinned = not shared_host and 1 < workers <= len(cpus)
+    habits = Habits(
+        timeouts=Timeouts(plan.connect_timeout_s, plan.first_token_timeout_s, plan.token_timeout_s, plan.timeout_s),
+        headers=access.headers,
+        session_header=plan.transport.session_header,
+        new_connections=plan.transport.new_connections,
+        warm_connections=-(-warm_connections // workers),
+        retries=plan.retries,
+    )
+    return [
+        WorkerConfig(
+            index=index,
+            endpoints=access.endpoints,
+            run_path=str(run_path),
+            api_path=facts.api,
+            model=facts.model,
+            engine=facts.engine,
+            stream=stream,
+            usage=usage,
+            habits=habits,
+            prompts=prompts,
+            secrets=access.secrets,
+            ca_file=plan.ca_file,
+            cpu=cpus[index] if pinned else None,
+            realtime=plan.realtime,
+        )
+        for index in range(workers)
+    ]
+
+
+def new_run_id(plan: Plan, started_s: float) -> str:
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(started_s))
+    digest = hashlib.sha256(f"{plan.url}{plan.seed}{started_s}".encode()).hexdigest()[:6]
+    return f"{stamp}-{plan.name}-{digest}"
+
+
+def check_writable(out: Path | None) -> None:
+    """Before any load: the directory that will hold the run can be written. Raises UsageError."""
+    if out is not None and out.exists():
+        raise UsageError(f"{out} already exists; give another --out or remove it")
+    parent = (out.parent if out else Path(RUNS_DIRECTORY)).absolute()
+    while not parent.exists() and parent != parent.parent:
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write into {parent}; give a writable directory with --out")
