@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pinchpoint.clock import NS_PER_S
-from pinchpoint.histogram import LogHistogram
+from pinchpoint.histogram import RELATIVE_WIDTH, LogHistogram
 from pinchpoint.rundir import Run
 from pinchpoint.stats import NORMAL_QUANTILE_975, clustered_ratio
 
@@ -157,4 +157,6 @@ def _interval(histogram: LogHistogram, q: float, share: tuple[float, float] | No
     if low * histogram.n < 1 or (1 - high) * histogram.n < 1:
         return None
     low_s, high_s = histogram.quantile(low), histogram.quantile(high)
-    return None if low_s is None or high_s is None else (low_s, high_s)
+    if low_s is None or high_s is None:
+        return None
+    return low_s * (1 - RELATIVE_WIDTH / 2), high_s * (1 + RELATIVE_WIDTH / 2)  # the histogram's own error

@@ -85,6 +85,8 @@ class Outcomes:
     """Whether output_tokens is the service's own count."""
     first_tokens: np.ndarray
     """Tokens in the first event that carried text."""
+    own_instant: np.ndarray
+    """Whether it was due at an instant of its own; False: when an earlier answer had ended."""
     kinds: tuple[str, ...]
     """Such as "ok", "http_error", "timeout:first-token"."""
     error_samples: dict[str, tuple[str, ...]]
@@ -130,11 +132,11 @@ def read_outcomes(view: RunView) -> Outcomes:
     kinds = _Kinds()
     parts = [_columns(batch, kinds, view.t0_ns) for batch in view.run.record_batches(_COLUMNS) if batch.num_rows]
     columns = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else _no_columns()
-    recorded = np.sort(columns["request_id"])
-    counts = _counted(columns, stages, view.t0_ns)
-    order = np.flatnonzero(counts)
+    schedule = _FixedInstants(view)
+    columns["own_instant"] = _is_in(columns["request_id"], np.sort(schedule.request_id))
+    order = np.flatnonzero(_counted(columns, stages, view.t0_ns))
     order = order[np.argsort(columns["scheduled_s"][order], kind="stable")]
-    lost_stage, lost_s = _lost(view, stages, recorded)
+    lost_stage, lost_s = _lost(view, stages, schedule, np.sort(columns["request_id"]))
     return Outcomes(
         **{name: values[order] for name, values in columns.items()},
         kinds=tuple(kinds.names),
@@ -155,26 +157,36 @@ def _counted(columns: dict[str, np.ndarray], stages: tuple[Stage, ...], t0_ns: i
     return counts
 
 
-def _lost(view: RunView, stages: tuple[Stage, ...], recorded: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+class _FixedInstants:
+    """The scheduled requests that are due at an instant of their own, as columns."""
+
+    def __init__(self, view: RunView) -> None:
+        schedule = view.run.schedule
+        offset_ns = schedule.column("offset_ns").fill_null(-1).to_numpy()
+        fixed = offset_ns >= 0
+        self.offset_ns = offset_ns[fixed]
+        self.stage = schedule.column("stage").to_numpy()[fixed]
+        self.request_id = schedule.column("request_id").to_numpy()[fixed]
+
+
+def _is_in(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
+    """Mask of the values that are among the ordered ones."""
+    if not len(ordered):
+        return np.zeros(len(values), bool)
+    return ordered[np.minimum(np.searchsorted(ordered, values), len(ordered) - 1)] == values
+
+
+def _lost(
+    view: RunView, stages: tuple[Stage, ...], schedule: _FixedInstants, recorded: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Stage and scheduled instant of the requests that were due at an instant of their own and have no record."""
-    schedule = view.run.schedule
-    offsets = schedule.column("offset_ns")
-    fixed = ~offsets.is_null().to_numpy()
-    offset_ns = offsets.fill_null(-1).to_numpy()
-    index = schedule.column("stage").to_numpy()
-    ids = schedule.column("request_id").to_numpy()
-    unrecorded = fixed & (offset_ns >= 0)
-    places = np.searchsorted(recorded, ids[unrecorded])
-    found = np.zeros(len(places), bool)
-    inside = places < len(recorded)
-    found[inside] = recorded[places[inside]] == ids[unrecorded][inside]
-    unrecorded[np.flatnonzero(unrecorded)[found]] = False
+    unrecorded = ~_is_in(schedule.request_id, recorded)
     lost_stage: list[np.ndarray] = [np.empty(0, int)]
     lost_s: list[np.ndarray] = [np.empty(0)]
     for stage in stages:
         settle_ns = 0 if stage.kind == "load" else stage.settle_ns
-        due = (offset_ns >= settle_ns) & (offset_ns < stage.t1_ns - stage.t0_ns)
-        mine = np.sort(offset_ns[unrecorded & due & (index == stage.index)])
+        due = (schedule.offset_ns >= settle_ns) & (schedule.offset_ns < stage.t1_ns - stage.t0_ns)
+        mine = np.sort(schedule.offset_ns[unrecorded & due & (schedule.stage == stage.index)])
         lost_stage.append(np.full(len(mine), stage.index))
         lost_s.append((mine + (stage.t0_ns - view.t0_ns)) / NS_PER_S)
     return np.concatenate(lost_stage), np.concatenate(lost_s)
@@ -218,9 +230,10 @@ def _columns(batch: "pa.RecordBatch", kinds: _Kinds, t0_ns: int) -> dict[str, np
 
 def _no_columns() -> dict[str, np.ndarray]:
     made = {field.name for field in fields(Outcomes)} - {
-        *("kinds", "error_samples", "stages", "lost_scheduled_s", "lost_stage")
+        *("own_instant", "kinds", "error_samples", "stages", "lost_scheduled_s", "lost_stage")
     }
-    return {name: np.empty(0, int if name in ("kind", "status", "stage") else float) for name in made}
+    types = {"kind": int, "status": int, "stage": int, "worker": int, "counted_by_service": bool}
+    return {name: np.empty(0, types.get(name, float)) for name in made}
 
 
 def _status_number(name: str | None) -> int:

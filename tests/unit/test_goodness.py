@@ -19,6 +19,13 @@ def test_the_distance_of_two_samples_is_scipys(first: np.ndarray, second: np.nda
     assert two_sample_distance(first, np.empty(0)) is None
 
 
+@given(samples, st.floats(0.001, 2))
+def test_shifts_within_the_tolerance_are_no_distance(values: np.ndarray, tolerance: float) -> None:
+    shifts = np.random.default_rng(1).uniform(-0.99 * tolerance, 0.99 * tolerance, len(values))
+    assert two_sample_distance(values, values + shifts, tolerance) == 0.0
+    assert two_sample_distance(values, values + 1000.0, tolerance) == 1.0
+
+
 @settings(max_examples=100)
 @given(st.floats(0.05, 60.0), st.lists(st.floats(0, 200), min_size=1, max_size=20).map(np.array))
 def test_the_gamma_law_is_scipys(shape: float, x: np.ndarray) -> None:

@@ -240,6 +240,16 @@ def test_a_stall_of_a_few_answers_widens_the_interval_of_the_gaps(tmp_path: Path
     assert bunched.intervals["p99"] is None or bunched.intervals["p99"][1] - bunched.intervals["p99"][0] > high - low
 
 
+def test_the_interval_of_very_many_gaps_allows_for_the_width_of_a_bucket(tmp_path: Path) -> None:
+    itl_s = 0.0100001
+    interval = (
+        measured(tmp_path, [served(d, itl_s=itl_s) for d in even(20, 10)]).total.metrics["itl_s"].intervals["p50"]
+    )
+    assert interval is not None
+    assert interval[0] <= itl_s <= interval[1]
+    assert interval[1] - interval[0] <= 0.002 * itl_s
+
+
 arrivals = st.lists(st.lists(st.integers(0, 10**9), max_size=12).map(sorted), min_size=1, max_size=12)
 
 
