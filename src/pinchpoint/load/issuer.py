@@ -29,11 +29,11 @@ from pinchpoint.load.wire import (
     READ_BYTES,
     SO_TIMESTAMPNS,
     STEP_NS,
-    TIMESPEC,
     Connection,
     Endpoint,
     WallOffset,
     explain,
+    unpack_timespec,
 )
 from pinchpoint.schedule import NEVER, Schedule, ScheduledRequest, Slots
 
@@ -41,6 +41,15 @@ WALL_REFRESH_NS = NS_PER_S // 10
 EXPIRE_PERIOD_NS = NS_PER_S // 20
 """Deadlines are looked at this often, and at the instant of the next one that is known."""
 WRITE_AHEAD_PERIOD_NS = 1_000_000
+NAP_S = 0.0003
+"""Waking up costs as much as reading a token, and the kernel's stamps do not mind when they are read. So when events
+come faster than this, the loop lets some of them gather. No request is sent later for it, but that of a closed loop,
+which follows an answer that may have waited so long; two tokens of one stream are told apart if so far apart."""
+NAP_NS = int(NAP_S * NS_PER_S)
+NAP_ROOM_NS = 3 * NAP_NS
+"""Left until the next due instant, or there is no nap: sleeping may take a little longer than asked."""
+NAP_EVENTS_MAX = 32
+"""With more at once there is nothing to gain, and the loop has work enough."""
 TIMER_NET_S = 0.002
 """epoll's own timeout ends so much after the timer's instant: a net below it, should it be missed."""
 RESERVED_FILES = 64
@@ -116,6 +125,10 @@ class Issuer:
         self.stall_ns = 0
         """Longest time lately that the loop could not look at its sockets, or woke up late. The reader sets it to 0."""
         self._left_poll_ns = monotonic_ns()
+        self._crowded = False
+        """Events come one by one and faster than a nap lasts."""
+        self._changed = False
+        """Something has ended or failed, so other things may be due than before."""
         self.issued = 0
         self.in_flight: dict[int, Exchange] = {}
         """request_id -> exchange."""
@@ -183,35 +196,81 @@ class Issuer:
             backlog.write_ahead()
             self._next_ahead_ns = now_ns + WRITE_AHEAD_PERIOD_NS
             now_ns = monotonic_ns()
+        wake_ns = self._wake_ns(until_ns)
+        if wake_ns > now_ns and self._timer.fd is not None:
+            self._timer.arm(wake_ns)
+        self._changed = False
+        while True:
+            after_ns = self._wait(now_ns, wake_ns)
+            if self._changed or after_ns >= wake_ns:
+                break
+            now_ns = monotonic_ns()
+            if self._crowded and wake_ns - now_ns > NAP_ROOM_NS:
+                time.sleep(NAP_S)
+                self._left_poll_ns = after_ns = monotonic_ns()
+                self.poll_ns += after_ns - now_ns
+                now_ns = after_ns
+        if after_ns >= self._next_wall_ns:
+            self._wall.refresh()
+            self._next_wall_ns = after_ns + WALL_REFRESH_NS
+        if after_ns >= self._next_expire_ns:
+            self._expire(after_ns)
+
+    def _wake_ns(self, until_ns: int) -> int:
+        """When the loop has something to do of its own accord."""
         wake_ns = until_ns
-        due_ns = backlog.next_ns
+        due_ns = self._backlog.next_ns
         if due_ns is not None and due_ns < wake_ns:
             wake_ns = due_ns
         if self._next_expire_ns < wake_ns and self.in_flight:
             wake_ns = self._next_expire_ns
         if self._again and self._again[0][0] < wake_ns:
             wake_ns = self._again[0][0]
-        timeout_s = 0.0
-        if wake_ns > now_ns:
-            timeout_s = (wake_ns - now_ns) / NS_PER_S
-            if self._timer.fd is not None:
-                self._timer.arm(wake_ns)
-                timeout_s += TIMER_NET_S
+        return wake_ns
+
+    def _wait(self, now_ns: int, wake_ns: int) -> int:
+        """Waits for events and handles them; returns when they came. The way of a token is written out here: for most
+        of them it is all that runs."""
+        timeout_s = (wake_ns - now_ns) / NS_PER_S + TIMER_NET_S if wake_ns > now_ns else 0.0
         if now_ns - self._left_poll_ns > self.stall_ns:
             self.stall_ns = now_ns - self._left_poll_ns
         events = self._epoll.poll(timeout_s)
         self._left_poll_ns = after_ns = monotonic_ns()
-        self.poll_ns += after_ns - now_ns
+        waited_ns = after_ns - now_ns
+        self.poll_ns += waited_ns
+        self._crowded = waited_ns < NAP_NS and len(events) < NAP_EVENTS_MAX
         if after_ns - wake_ns > self.stall_ns and wake_ns > now_ns:
             self.stall_ns = after_ns - wake_ns
-        if abs(time.time_ns() - after_ns - self._wall.offset_ns) > STEP_NS:
-            self._wall.notice_step()
-        self._handle_all(events)
-        if after_ns >= self._next_wall_ns:
-            self._wall.refresh()
-            self._next_wall_ns = after_ns + WALL_REFRESH_NS
-        if after_ns >= self._next_expire_ns:
-            self._expire(after_ns)
+        wall = self._wall
+        if not -STEP_NS < time.time_ns() - after_ns - wall.offset_ns < STEP_NS:
+            wall.notice_step()
+        offset_ns = wall.offset_ns
+        connections = self._connections
+        for fd, mask in events:
+            connection = connections.get(fd)
+            if connection is None:
+                if fd == self._timer.fd:
+                    self._timer.clear()
+                    self._changed = True
+                continue
+            exchange = connection.exchange
+            if mask != _PLAIN_READ or exchange is None or not connection.plain:
+                self._handle(connection, mask)
+                continue
+            try:
+                data, ancillary, _, _ = connection.recvmsg(READ_BYTES, ANCILLARY_BYTES)
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                self._broken(connection, error)
+                continue
+            if not data or not ancillary:
+                self._came(connection, exchange, data, monotonic_ns(), kernel=False)
+                continue
+            seconds, nanoseconds = unpack_timespec(ancillary[0][2])
+            if exchange.take(data, seconds * NS_PER_S + nanoseconds - offset_ns):
+                self._finish(connection, exchange)
+        return after_ns
 
     def close(self) -> None:
         for connection in list(self._connections.values()):
@@ -360,6 +419,7 @@ class Issuer:
         if exchange.retry_after_s is not None:
             pause_s = min(exchange.retry_after_s, RETRY_AFTER_MAX_S)
         fresh = self._fresh(exchange)
+        self._changed = True
         self._again.append((monotonic_ns() + int(pause_s * NS_PER_S), fresh))
         self._again.sort(key=lambda item: item[0])
         return True
@@ -380,34 +440,6 @@ class Issuer:
             self._attempt(exchange, self._bodies[exchange.row.request_id])
 
     # -- socket events ---------------------------------------------------------------------------------------------
-
-    def _handle_all(self, events: list[tuple[int, int]]) -> None:
-        """The hot path is written out here: for most tokens it is all that runs."""
-        connections, offset_ns = self._connections, self._wall.offset_ns
-        unpack = TIMESPEC.unpack_from
-        for fd, mask in events:
-            connection = connections.get(fd)
-            if connection is None:
-                if fd == self._timer.fd:
-                    self._timer.clear()
-                continue
-            exchange = connection.exchange
-            if mask != _PLAIN_READ or not connection.plain or exchange is None:
-                self._handle(connection, mask)
-                continue
-            try:
-                data, ancillary, _, _ = connection.recvmsg(READ_BYTES, ANCILLARY_BYTES)
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                self._broken(connection, error)
-                continue
-            if not data or not ancillary:
-                self._came(connection, exchange, data, monotonic_ns(), kernel=False)
-                continue
-            seconds, nanoseconds = unpack(ancillary[0][2])
-            if exchange.take(data, seconds * NS_PER_S + nanoseconds - offset_ns):
-                self._finish(connection, exchange)
 
     def _handle(self, connection: Connection, mask: int) -> None:
         try:
@@ -544,6 +576,7 @@ class Issuer:
 
     def _done(self, exchange: Exchange) -> bool:
         """Hands the exchange on. True when its session goes on."""
+        self._changed = True
         row = exchange.row
         if self.in_flight.pop(row.request_id, None) is None:
             return False
@@ -593,6 +626,7 @@ class Issuer:
         if self._between_ns is not None and now_ns + self._between_ns < check_ns:
             check_ns = now_ns + self._between_ns
         exchange.check_ns = check_ns
+        self._changed = True
         if check_ns < self._next_expire_ns:
             self._next_expire_ns = check_ns
 

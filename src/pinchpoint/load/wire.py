@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 SO_TIMESTAMPNS = getattr(socket, "SO_TIMESTAMPNS", 35)
 SCM_TIMESTAMPNS = SO_TIMESTAMPNS
 TIMESPEC = struct.Struct("qq")
+unpack_timespec = TIMESPEC.unpack_from
 ANCILLARY_BYTES = socket.CMSG_SPACE(TIMESPEC.size)
 READ_BYTES = 64 * 1024
 """Per read. Python allocates so much before it knows how much there is: from 128 KiB on, glibc maps fresh pages for it,
