@@ -1,10 +1,19 @@
-"""How the tests drive the load client's reading of one answer. The only place that knows its calls."""
+"""How the tests drive the load client. The only place that knows its calls."""
 
-from collections.abc import Iterable
+import ssl
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+
+from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.load.exchange import Exchange
-from pinchpoint.schedule import ScheduledRequest
+from pinchpoint.load.issuer import Issuer
+from pinchpoint.load.messages import Habits, Timeouts
+from pinchpoint.load.wire import resolve
+from pinchpoint.schedule import NEVER, Schedule, ScheduledRequest
 from pinchpoint.targets.openai import OpenAITarget
 
 CHAT = OpenAITarget("/v1/chat/completions", "m", "vllm")
@@ -59,3 +68,89 @@ def reading(one: Exchange) -> Reading:
 
 def read(reads: Iterable[bytes], *, close: bool = False) -> Reading:
     return reading(receive(reads, close=close))
+
+
+# -- over sockets ----------------------------------------------------------------------------------------------------
+
+PATIENCE_S = 15.0
+TURN_NS = 20_000_000
+
+
+@dataclass(frozen=True)
+class SamePrompt:
+    """Prompts are not what is tested."""
+
+    tokens_per_word: float = 1.0
+    overhead_tokens: float = 0.0
+
+    def write(self, request_id: int, input_tokens: int) -> str:
+        return "hello"
+
+
+class Driver:
+    """An Issuer in the test's own thread. `ended` holds the exchanges in the order in which they ended."""
+
+    def __init__(self, url: str, timeouts: Timeouts, tls: ssl.SSLContext | None = None, **habits: Any) -> None:
+        self.ended: list[Exchange] = []
+        self._sent = 0
+        self.issuer = Issuer(
+            [resolve(url)], CHAT, SamePrompt(), self.ended.append, habits=Habits(timeouts=timeouts, **habits), tls=tls
+        )
+
+    def send(self) -> int:
+        """Issues one request now and returns its number."""
+        self._sent += 1
+        self.issuer.start(monotonic_ns(), one_request(self._sent))
+        return self._sent
+
+    def turn(self) -> None:
+        self.issuer.run_once(monotonic_ns() + TURN_NS)
+
+    def until(self, done: Callable[[], bool]) -> None:
+        """Runs the loop until `done`; fails when that takes longer than any timeout allows."""
+        deadline_ns = monotonic_ns() + int(PATIENCE_S * NS_PER_S)
+        while not done():
+            assert monotonic_ns() < deadline_ns, f"{len(self.ended)} of {self._sent} requests ended"
+            self.turn()
+
+    def has_ended(self, number: int) -> bool:
+        return any(one.row.request_id == number for one in self.ended)
+
+    def tokens(self, number: int) -> int:
+        """Pieces of text that came so far."""
+        ones = [one for one in self.ended if one.row.request_id == number] or [self.issuer.in_flight[number]]
+        return len(ones[0].chunk_ns)
+
+    def result(self, number: int) -> Exchange:
+        """Runs the loop until request `number` has ended; fails when it is told to have ended twice."""
+        self.until(lambda: self.has_ended(number))
+        (found,) = [one for one in self.ended if one.row.request_id == number]
+        return found
+
+
+@contextmanager
+def driver(url: str, timeouts: Timeouts, tls: ssl.SSLContext | None = None, **habits: Any) -> Iterator[Driver]:
+    one = Driver(url, timeouts, tls, **habits)
+    try:
+        yield one
+    finally:
+        one.issuer.close()
+
+
+def one_request(number: int) -> Schedule:
+    """A step of one request that is due at once, a session of its own."""
+
+    def column(value: int, kind: str) -> np.ndarray:
+        return np.array([value], kind)
+
+    return Schedule(
+        number,
+        column(number, "uint64"),
+        column(number, "uint32"),
+        column(0, "uint16"),
+        column(0, "int64"),
+        column(0, "int64"),
+        column(5, "int32"),
+        column(4, "int32"),
+        column(NEVER, "int64"),
+    )

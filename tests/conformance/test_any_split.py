@@ -65,23 +65,10 @@ def test_recorded_streams_mean_the_same_in_any_chunks_and_reads(name: str, data:
 
 letters = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), max_size=12)
 anything = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
-awkward = st.sampled_from(
-    ["", '"', "\\", '\\"', "}", '"}', '"},"finish_reason":"stop"', "[DONE]", "data: ", "\n\n", "\r\n", "\x00", "\x7f"]
-    + [
-        "é",
-        "中",
-        "😀",
-        "\u2028",
-        "\u0085",
-        "\ufeff",
-        '","content":"',
-        "x" * 5000,
-        "\\u0041",
-        "{",
-        "0\r\n\r\n",
-        "ÿ" * 300,
-    ]
-)
+quotes = ['"', "\\", '\\"', "}", '"}', '"},"finish_reason":"stop"', '","content":"', "\\u0041", "{"]
+marks = ["[DONE]", "data: ", "\n\n", "\r\n", "0\r\n\r\n", "\x00", "\x7f"]
+scripts = ["é", "中", "😀", "\u2028", "\u0085", "\ufeff", "ÿ" * 300]
+awkward = st.sampled_from(["", "x" * 5000, *quotes, *marks, *scripts])
 contents = st.lists(st.one_of(letters, anything, awkward), min_size=1, max_size=30)
 members = st.sampled_from(["content", "reasoning_content", "reasoning", "refusal", "text"])
 spacings = st.sampled_from([(",", ":"), (", ", ": ")])

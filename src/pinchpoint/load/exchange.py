@@ -37,6 +37,7 @@ CRLF = b"\r\n"
 END_OF_HEAD = CRLF + CRLF
 STREAM_SIGNS = (b"data:", b"event:", b": ")
 """How a stream begins that is declared as something else."""
+STREAM_END = b"[DONE]"
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 NO_HEAD = b"\x00"
 """Stands for "no chunk header fits to a read of this length"; no read begins like it."""
@@ -75,6 +76,7 @@ class Exchange:
         "_misses",
         "_prefix",
         "_reader",
+        "_sniffed",
         "_sse",
         "_stamp_ns",
         "_tail",
@@ -165,6 +167,8 @@ class Exchange:
         self.error: str | None = None
         self._reader = reader
         self._sse: SseParser | None = None
+        self._sniffed = False
+        """The body's beginning was looked at, and is no event stream's."""
         self._body = bytearray()
         self._body_length: int | None = None
         self._content_encoding = b""
@@ -239,6 +243,7 @@ class Exchange:
             self._misses += 1
             self._feed(data[position:] if position else data)
             self._at_boundary = self._at_boundary and data.endswith(CRLF) and self._sse is not None and self._sse.idle
+            self._at_boundary = self._at_boundary and not self.saw_done
             if not self._at_boundary:
                 self._heads = None
             elif self._tail and self._misses <= MISSES_BEFORE_RELEARNING:
@@ -261,6 +266,10 @@ class Exchange:
                 self.keep_alive = False
             else:
                 self.fail("malformed", f"answer is not HTTP/1.1 ({_clean(str(error))})")
+            return
+        except httptools.HttpParserUpgrade:
+            self.http_status = self._http.get_status_code()
+            self.fail("malformed", f"HTTP {self.http_status}: the service switches to a protocol nobody asked for")
             return
         if self.http_status is None and self.bytes_in > MAX_HEAD_BYTES:
             self.fail("malformed", f"the headers of the answer exceed {MAX_HEAD_BYTES >> 10} KiB")
@@ -366,17 +375,25 @@ class Exchange:
     def on_body(self, body: bytes) -> None:
         if self.first_byte_ns is None:
             self.first_byte_ns = self._stamp_ns
-            if self._sse is None and self.http_status == 200 and body.startswith(STREAM_SIGNS):
-                self.stream, self._sse = True, SseParser()
         if self._sse is None:
             if len(self._body) < MAX_PLAIN_BODY_BYTES:
                 self._body += body
-            return
+            if self._sniffed or self.http_status != 200 or not self._is_stream():
+                return
+            body = bytes(self._body)
+            self.stream, self._sse = True, SseParser()
         try:
             for event, data in self._sse.feed(body):
                 self._on_event(event, data)
         except SseOverflowError as error:
             self.fail("malformed", str(error))
+
+    def _is_stream(self) -> bool:
+        """Whether the body so far begins like an event stream, whatever it is declared as."""
+        if self._body.startswith(STREAM_SIGNS):
+            return True
+        self._sniffed = not any(sign.startswith(self._body) for sign in STREAM_SIGNS)
+        return False
 
     def on_message_complete(self) -> None:
         if self.http_status is not None and self.http_status < 200:
@@ -387,6 +404,8 @@ class Exchange:
     # -- meaning ---------------------------------------------------------------------------------------------------
 
     def _on_event(self, event: bytes, data: bytes) -> None:
+        if self.saw_done:
+            return  # clients stop reading here; what follows reaches nobody
         try:
             chunk = self._reader.parse_event(event, data)
         except ValueError as error:
@@ -419,6 +438,8 @@ class Exchange:
     def _finish(self, end_ns: int) -> None:
         self.end_ns = end_ns
         self.complete = True
+        for event, data in self._sse.end() if self._sse is not None else ():
+            self._on_event(event, data)
         self._settle(cut_off=False)
 
     def _settle(self, *, cut_off: bool) -> None:
@@ -444,9 +465,11 @@ class Exchange:
             self._settle_plain()
 
     def _settle_stream(self, sse: SseParser) -> None:
-        if self.finish_reason is None and not (self.saw_done and self.chunk_ns):
+        if self.first_byte_ns is not None and not sse.recognised:
+            self.status, self.error = "malformed", "the answer is declared as an event stream and is none"
+        elif self.finish_reason is None and not (self.saw_done and self.chunk_ns):
             self.status, self.error = "truncated", "the stream ended without a finish reason or [DONE]"
-        elif sse.pending:
+        elif sse.pending and sse.unfinished != STREAM_END:  # some leave out the blank line behind the last event
             self.status, self.error = "truncated", "the stream ended inside an event"
         else:
             self.status = "ok"

@@ -8,6 +8,8 @@ import re
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 DATA, END = b"data: ", b"\n\n"
+FIELDS = (b"data", b"event", b"id", b"retry", b"")
+"""Names of fields; without a name, a line is a comment."""
 MAX_EVENT_BYTES = 8 << 20
 """An event that never ends must not grow memory without bound. 8 MiB is far above any single delta."""
 
@@ -20,7 +22,9 @@ class SseParser:
     """feed() returns the events completed by the new bytes, as (event type or b"", data)."""
 
     def __init__(self) -> None:
-        self._buffer = b""
+        self.recognised = False
+        """Whether anything so far belongs to the grammar: a known field or a comment. False: it is something else."""
+        self._buffer = bytearray()
         self._event = b""
         self._data: list[bytes] = []
         self._data_bytes = 0
@@ -30,12 +34,17 @@ class SseParser:
         if self._started and data.startswith(DATA) and data.endswith(END) and self.idle:
             rest = data[len(DATA) : -len(END)]
             if b"\n" not in rest and b"\r" not in rest:  # by far the most: one whole event of one line
+                self.recognised = True
                 return [(b"", rest)]
         if self._buffer:
-            data = self._buffer + data
+            if self._started and b"\n" not in data and b"\r" not in data and not self._buffer.endswith(b"\r"):
+                self._buffer += data  # a long line grows read by read, and is searched once
+                self._check_size()
+                return []
+            data = bytes(self._buffer) + data
         if not self._started:
             if len(data) < 3 and b"\xef\xbb\xbf".startswith(data):
-                self._buffer = data
+                self._buffer = bytearray(data)
                 return []
             self._started = True
             data = data.removeprefix(b"\xef\xbb\xbf")
@@ -53,14 +62,22 @@ class SseParser:
                 if self._data:
                     events.append((self._event, b"\n".join(self._data)))
                 self._event, self._data, self._data_bytes = b"", [], 0
-        self._buffer = data[position:]
+        self._buffer = bytearray(data[position:])
+        self._check_size()
+        return events
+
+    def end(self) -> list[tuple[bytes, bytes]]:
+        """The body has ended, so a CR at its very end was a whole line end. Events that this completes, as of feed."""
+        return self.feed(b"\n") if self._buffer.endswith(b"\r") else []
+
+    def _check_size(self) -> None:
         if len(self._buffer) + self._data_bytes > MAX_EVENT_BYTES:
             raise SseOverflowError(f"an event of the stream exceeds {MAX_EVENT_BYTES >> 20} MiB")
-        return events
 
     def _line(self, line: bytes) -> None:
         field, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
+        self.recognised = self.recognised or field in FIELDS
         if field == b"data":
             self._data.append(value)
             self._data_bytes += len(value)
@@ -76,3 +93,10 @@ class SseParser:
     def pending(self) -> bool:
         """Whether bytes of an unfinished event are held: true at the end of a stream that was cut off."""
         return bool(self._buffer.strip() or self._data)
+
+    @property
+    def unfinished(self) -> bytes:
+        """Data of the event that is not finished: only its blank line, or its last line's end, may be missing."""
+        field, _, value = bytes(self._buffer.strip()).partition(b":")
+        last = [value.removeprefix(b" ")] if field == b"data" else []
+        return b"\n".join([*self._data, *last])
