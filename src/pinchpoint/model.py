@@ -111,8 +111,17 @@ class Stage(msgspec.Struct, frozen=True):
     settle_ns: int
     """Requests scheduled before t0_ns + settle_ns are left out of statistics: the batch was still filling."""
     rate_rps: float | None = None
+    """Offered rate, where it stays the same; None where it changes or depends on answers."""
     concurrency: int | None = None
+    """Users of a closed loop; of a ramp the largest number."""
     think_s: float = 0.0
+    """Mean of the pauses between answer and next request."""
+    arrivals: str = ""
+    """The process that was asked for: poisson, constant, gamma:CV, bursts:N or replay; of sessions, when they begin.
+    Empty: a closed loop."""
+    profile: str = ""
+    """What the asked rate or the number of users did in the stage: "flat", or in words. Empty: a constant number of
+    users."""
     decision: Literal["pass", "fail", "undecided", "none"] = "none"
     reason: str = ""
 

@@ -3,9 +3,10 @@
 An unknown key is an error, because a misspelt limit that is silently ignored is worse than none.
 """
 
+import math
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
@@ -16,6 +17,9 @@ from pinchpoint.units import parse_duration_s, parse_rate_rps
 DEFAULT_BUDGET_S = 180.0
 MIN_BUDGET_S = 10.0
 MAX_CONCURRENCY = 10_000
+STAGE_REQUESTS_MAX = 20_000_000
+"""In one stage: its schedule then takes about a gigabyte."""
+TURNS_MAX = 1000
 WARM_CONNECTIONS_MAX = 64
 RETRIES_MAX = 10
 SEED_MAX = 2**32 - 1
@@ -40,17 +44,135 @@ class WorkloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     output_tokens: int | None = None
 
 
-class OpenStage(msgspec.Struct, frozen=True, tag="open", tag_field="kind", forbid_unknown_fields=True):
+class _Open(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_fields=True, kw_only=True):
+    """What every stage of an open loop has: how the arrivals scatter, and when to end.
+
+    arrivals: poisson, constant, gamma:CV (coefficient of variation of the gaps) or bursts:N (N at one instant).
+    requests: the stage ends with exactly so many arrivals.
+    """
+
+    arrivals: str = "poisson"
+    requests: int | None = None
+    name: str = ""
+
+
+class OpenStage(_Open, frozen=True, tag="open"):
+    """One rate. Ends after duration_s or with the last of `requests`; exactly one of the two is given."""
+
     rate_rps: float
+    duration_s: float | None = None
+
+
+class RampStage(_Open, frozen=True, tag="ramp"):
+    """The rate goes from one value to another in a straight line over duration_s.
+
+    With `requests`, the stage ends with the last of them instead, and keeps the last rate if the ramp is over before.
+    """
+
+    from_rps: float
+    to_rps: float
     duration_s: float
+
+
+class StepsStage(_Open, frozen=True, tag="steps"):
+    """One rate after another: each for each_s, or for as long as durations_s says. `requests` as in a ramp."""
+
+    rates_rps: tuple[float, ...]
+    each_s: float | None = None
+    durations_s: tuple[float, ...] = ()
+
+
+class SpikeStage(_Open, frozen=True, tag="spike"):
+    """base_rps, and peak_rps from at_s on for for_s."""
+
+    base_rps: float
+    peak_rps: float
+    at_s: float
+    for_s: float
+    duration_s: float | None = None
+
+
+class SineStage(_Open, frozen=True, tag="sine"):
+    """mean_rps * (1 + amplitude_ratio * sin(2 pi t / period_s))."""
+
+    mean_rps: float
+    amplitude_ratio: float
+    period_s: float
+    duration_s: float | None = None
+
+
+class OnOffStage(_Open, frozen=True, tag="on-off"):
+    """rate_rps for on_s, nothing for off_s, and so on."""
+
+    rate_rps: float
+    on_s: float
+    off_s: float
+    duration_s: float | None = None
+
+
+class SessionsStage(
+    msgspec.Struct, frozen=True, tag="sessions", tag_field="kind", forbid_unknown_fields=True, kw_only=True
+):
+    """Conversations that begin at a rate. A turn is due a think time after the one before it has ended.
+
+    turns: a number, or geometric:MEAN, uniform:LOW:HIGH, trace:FILE[:COLUMN]. Ends after duration_s, whatever is left
+    of the conversations, or when exactly `sessions` of them are over.
+    """
+
+    rate_rps: float
+    duration_s: float | None = None
+    sessions: int | None = None
+    arrivals: str = "poisson"
+    turns: int | str = 4
+    think: str = "0s"
+    name: str = ""
+
+
+TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
+
+
+class ReplayStage(
+    msgspec.Struct, frozen=True, tag="replay", tag_field="kind", forbid_unknown_fields=True, kw_only=True
+):
+    """The arrivals of a trace: CSV with a header or JSON lines, plain or .gz, in the order of time.
+
+    time, input, output, session: names of columns or fields; lengths that are not named come from the workload.
+    scale: times faster than recorded. start_s: seconds of the trace left out at its beginning. The stage ends after
+    duration_s (of the stage, not of the trace), with the last of `requests`, or with the trace. loop: from the end to
+    the start again, one mean gap after the last request.
+    """
+
+    file: str
+    time: str = "timestamp"
+    unit: TimeUnit = "s"
+    input: str | None = None
+    output: str | None = None
+    session: str | None = None
+    scale: float = 1.0
+    start_s: float = 0.0
+    duration_s: float | None = None
+    requests: int | None = None
+    loop: bool = False
     name: str = ""
 
 
 class ClosedStage(msgspec.Struct, frozen=True, tag="closed", tag_field="kind", forbid_unknown_fields=True):
+    """Users that each wait for an answer, think, and send again.
+
+    to_concurrency: the number of users goes there in a straight line over duration_s. Ends after duration_s or when
+    exactly `requests` are over, whichever comes first.
+    """
+
     concurrency: int
-    duration_s: float
-    think_s: float = 0.0
+    duration_s: float | None = None
+    think: str = "0s"
     name: str = ""
+    to_concurrency: int | None = None
+    requests: int | None = None
+
+
+OpenKind = OpenStage | RampStage | StepsStage | SpikeStage | SineStage | OnOffStage
+StageSpec = OpenKind | SessionsStage | ReplayStage | ClosedStage
 
 
 class Backend(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,7 +210,7 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     slos: tuple[str, ...] = ()
     budget_s: float = DEFAULT_BUDGET_S
     max_rate_rps: float | None = None
-    stages: tuple[OpenStage | ClosedStage, ...] = ()
+    stages: tuple[StageSpec, ...] = ()
     stream: bool = True
     timeout_s: float = 300.0
     """From the scheduled instant to the end of the answer."""
@@ -123,8 +245,28 @@ _DURATIONS = {
     "token_timeout": "token_timeout_s",
 }
 _RATES = {"max_rate": "max_rate_rps"}
-_STAGE_DURATIONS = {"duration": "duration_s", "think": "think_s"}
-_STAGE_RATES = {"rate": "rate_rps"}
+_STAGE_DURATIONS = {
+    "duration": "duration_s",
+    "each": "each_s",
+    "durations": "durations_s",
+    "at": "at_s",
+    "for": "for_s",
+    "period": "period_s",
+    "on": "on_s",
+    "off": "off_s",
+    "start": "start_s",
+}
+_STAGE_RATES = {
+    "rate": "rate_rps",
+    "rates": "rates_rps",
+    "from": "from_rps",
+    "to": "to_rps",
+    "base": "base_rps",
+    "peak": "peak_rps",
+    "mean": "mean_rps",
+}
+_MAY_BE_ZERO = frozenset({"from_rps", "to_rps", "rates_rps", "base_rps"})
+"""Rates at which a profile may stand still for a while."""
 
 
 def read_plan(path: Path, defaults: dict[str, Any]) -> Plan:
@@ -147,17 +289,23 @@ def read_plan(path: Path, defaults: dict[str, Any]) -> Plan:
         raise UsageError(f"{where}: stages must be [[stages]] tables")
     for i, stage in enumerate(stages):
         _convert(stage, _STAGE_DURATIONS, parse_duration_s, f"{where}: stages[{i}]")
-        _convert(stage, _STAGE_RATES, parse_rate_rps, f"{where}: stages[{i}]")
+        _convert(stage, _STAGE_RATES, _parse_stage_rate, f"{where}: stages[{i}]")
     return build_plan({**{k: v for k, v in defaults.items() if v is not None}, **merged}, where)
 
 
 def _convert(table: dict[str, Any], keys: dict[str, str], parse: Any, where: str) -> None:
     for short, full in keys.items():
         if short in table:
+            value = table.pop(short)
             try:
-                table[full] = parse(str(table.pop(short)))
+                table[full] = [parse(str(v)) for v in value] if isinstance(value, list) else parse(str(value))
             except UsageError as error:
                 raise UsageError(f"{where}: {short}: {error}") from None
+
+
+def _parse_stage_rate(text: str) -> float:
+    """Like parse_rate_rps, and zero: whether a stage may stand still is checked with the whole stage."""
+    return 0.0 if text.strip() in ("0", "0.0", "0rps") else parse_rate_rps(text)
 
 
 def _positive(value: float | None) -> bool:
@@ -199,14 +347,68 @@ def build_plan(values: dict[str, Any], where: str = "the command line") -> Plan:
         (bool(plan.api_key_env and plan.api_key_file), "give api_key_env or api_key_file, not both"),
     ]
     for i, stage in enumerate(plan.stages):
-        problems.append((stage.duration_s <= 0, f"stages[{i}].duration must be above 0"))
-        if isinstance(stage, OpenStage):
-            problems.append((stage.rate_rps <= 0, f"stages[{i}].rate is {stage.rate_rps}; a rate must be above 0"))
-        else:
-            inside = 1 <= stage.concurrency <= MAX_CONCURRENCY
-            problems.append((not inside, f"stages[{i}].concurrency must be from 1 to {MAX_CONCURRENCY}"))
-            problems.append((stage.think_s < 0, f"stages[{i}].think must not be negative"))
+        problems += [(wrong, f"stages[{i}].{message}") for wrong, message in _stage_problems(stage)]
     for wrong, message in problems:
         if wrong:
             raise UsageError(f"{where}: {message}")
     return plan
+
+
+def _stage_problems(stage: StageSpec) -> list[tuple[bool, str]]:
+    """(wrong, message) for each thing that numbers alone can say; texts and files are read by `workload`."""
+    values = {field: getattr(stage, field) for field in stage.__struct_fields__}
+    problems: list[tuple[bool, str]] = []
+    for field, value in values.items():
+        key, _, unit = field.rpartition("_")
+        if unit not in ("s", "rps") or value is None:
+            continue
+        for one in value if isinstance(value, tuple) else (value,):
+            zero = field in _MAY_BE_ZERO or field in ("at_s", "start_s")
+            what = "a rate" if unit == "rps" else "a duration"
+            low = one >= 0 if zero else one > 0
+            bound = "must not be negative" if zero else "must be above 0"
+            problems.append((not (low and math.isfinite(one)), f"{key} is {one:g}; {what} {bound}"))
+    for key in ("requests", "sessions"):
+        count = values.get(key)
+        inside = count is None or 1 <= count <= STAGE_REQUESTS_MAX
+        problems.append((not inside, f"{key} is {count}; it must be from 1 to {STAGE_REQUESTS_MAX}"))
+    match stage:
+        case OpenStage() | SpikeStage() | SineStage() | OnOffStage():
+            given = (stage.duration_s is None) + (stage.requests is None)
+            problems.append((given != 1, "duration or requests must be given, and not both"))
+        case SessionsStage():
+            given = (stage.duration_s is None) + (stage.sessions is None)
+            problems.append((given != 1, "duration or sessions must be given, and not both"))
+            turns = stage.turns
+            problems.append((isinstance(turns, int) and not 1 <= turns <= TURNS_MAX, f"turns must be 1 to {TURNS_MAX}"))
+        case ClosedStage():
+            problems.append((stage.duration_s is None and stage.requests is None, "duration or requests must be given"))
+            ramped = stage.to_concurrency is not None
+            problems.append((ramped and stage.duration_s is None, "duration must be given with to_concurrency"))
+            for key in ("concurrency", "to_concurrency"):
+                users = values[key]
+                inside = users is None or 1 <= users <= MAX_CONCURRENCY
+                problems.append((not inside, f"{key} must be from 1 to {MAX_CONCURRENCY}"))
+        case ReplayStage():
+            problems.append((not 0 < stage.scale < math.inf, f"scale is {stage.scale:g}; it must be above 0"))
+            endless = stage.loop and stage.duration_s is None and stage.requests is None
+            problems.append((endless, "loop needs a duration or requests, else the stage never ends"))
+        case RampStage():
+            problems.append((stage.from_rps + stage.to_rps == 0, "to must be above 0 when from is 0"))
+        case StepsStage():
+            problems.append((not any(stage.rates_rps), "rates must hold a rate above 0"))
+            given = (stage.each_s is None) + (not stage.durations_s)
+            problems.append((given != 1, "each or durations must be given, and not both"))
+            uneven = bool(stage.durations_s) and len(stage.durations_s) != len(stage.rates_rps)
+            problems.append((uneven, f"durations has {len(stage.durations_s)} values for {len(stage.rates_rps)} rates"))
+    match stage:
+        case SineStage():
+            ratio = stage.amplitude_ratio
+            problems.append((not 0 <= ratio <= 1, f"amplitude_ratio is {ratio:g}; it must be from 0 to 1"))
+        case RampStage(to_rps=0, requests=int()):
+            problems.append((True, "to must be above 0 when requests are given: else they may never come"))
+        case StepsStage(rates_rps=(*_, 0), requests=int()):
+            problems.append((True, "rates must end above 0 when requests are given: else they may never come"))
+        case SpikeStage(base_rps=0, requests=int()):
+            problems.append((True, "base must be above 0 when requests are given: else they may never come"))
+    return problems

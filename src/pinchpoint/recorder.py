@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+import numpy as np
 import psutil
 
 from pinchpoint import __version__
@@ -12,7 +13,7 @@ from pinchpoint.clock import realtime_offset_ns
 from pinchpoint.model import FORMAT_VERSION, Manifest, Progress, Slo, Stage, TargetFacts
 from pinchpoint.plan import Plan
 from pinchpoint.rundir import RunWriter
-from pinchpoint.workload.schedule import ScheduledRequest
+from pinchpoint.schedule import AFTER, NEVER, Schedule
 
 ProgressSink = Callable[[Progress], None]
 
@@ -26,9 +27,8 @@ class Recorder:
         self._schedule = writer.part("schedule", "0")
         self._on_progress = on_progress
 
-    def on_schedule(self, requests: Sequence[ScheduledRequest]) -> None:
-        self._schedule.append(request.row() for request in requests)
-        self._schedule.flush()
+    def on_schedule(self, schedule: Schedule) -> None:
+        self._schedule.append_columns(schedule_columns(schedule))
 
     def on_stage(self, stage: Stage) -> None:
         self._writer.manifest.stages.append(stage)
@@ -49,6 +49,21 @@ class Recorder:
 
     def close(self) -> None:
         self._schedule.close()
+
+
+def schedule_columns(schedule: Schedule) -> dict[str, np.ndarray]:
+    """The columns of model.SCHEDULE_COLUMNS, masked where a row has no instant or no patience of its own."""
+    return {
+        "request_id": schedule.request_id,
+        "stage": np.full(len(schedule), schedule.stage, np.uint16),
+        "session_id": schedule.session_id,
+        "turn": schedule.turn,
+        "offset_ns": np.ma.masked_equal(schedule.offset_ns, AFTER),
+        "think_ns": schedule.think_ns,
+        "input_tokens": schedule.input_tokens,
+        "max_output_tokens": schedule.max_output_tokens,
+        "patience_ns": np.ma.masked_equal(schedule.patience_ns, NEVER),
+    }
 
 
 def new_manifest(

@@ -26,7 +26,8 @@ from pinchpoint.clock import NS_PER_S
 from pinchpoint.errors import UnsupportedMeasurementError
 from pinchpoint.load.messages import Outcome
 from pinchpoint.model import Slo, StageKind
-from pinchpoint.plan import ClosedStage, OpenStage, Plan
+from pinchpoint.plan import ClosedStage, Plan, StageSpec
+from pinchpoint.schedule import AFTER
 from pinchpoint.slo import derive_slos
 from pinchpoint.stats import is_stationary
 from pinchpoint.step import StepState
@@ -72,15 +73,23 @@ THROUGHPUT_MARGIN = 0.93
 """Next guess below a failing step's throughput: a queue needs some slack to be stable."""
 BACKLOG_PREFIX = "backlog grows"
 """How the reason of a stage begins that failed because it was not sustained; the judge knows it by this."""
+LEANS_TO_FAIL = " (leans to fail)"
 BACKLOG_SHARE = 0.1
 """A step in which more than this share of the offered requests piles up is not sustained."""
 DRAIN_MAX_S = 8.0
 RECOVERY_MAX_S = 10.0
+RECOVERY_REQUESTS_MAX = 50
 RECOVERY_RESERVE_S = 2.0
 RECOVERY_FACTOR = 2.0
 """The service is itself again when single requests are within this factor of the unloaded TTFT."""
 CLIENT_BUSY_MAX = 0.9
 """Above this share of a core the load loop is the limit; going higher would measure ourselves."""
+POOL_AHEAD_S = 3.0
+"""A closed loop is given the requests that it will take in so long; readings come ten times a second."""
+POOL_FIRST_MAX = 20_000
+"""Requests beyond one per user that it is given at its begin."""
+OVER_AFTER_S = 1.0
+"""A stage without an end of its own is over when nothing is left, but not before every worker had time to say so."""
 
 
 class Baseline(msgspec.Struct, frozen=True):
@@ -155,8 +164,8 @@ class Search:
         self._steps.phase = "warm-up"
         self._steps.rate_rps = None
         limit_s = min(WARMUP_MAX_S, WARMUP_BUDGET_RATIO * self._plan.budget_s)
-        requests = self._scheduler.closed_loop(len(self._steps.stages), 1, WARMUP_REQUESTS_MAX)
-        state, t0_ns = self._steps.begin(requests, "warmup", concurrency=1)
+        asked = self._scheduler.closed_loop(len(self._steps.stages), 1, WARMUP_REQUESTS_MAX)
+        state, t0_ns = self._steps.begin(asked, "warmup")
         stationary = False
         while True:
             self._steps.poll(state)
@@ -186,7 +195,7 @@ class Search:
             else f"not yet stationary after {len(answered)} requests; the time for it was up"
         )
         self._steps.end(state, "warm-up", "none", reason, settle_ns=settle_ns)
-        planned = {r.request_id: r.input_tokens for r in requests}
+        planned = dict(zip(asked.schedule.request_id.tolist(), asked.schedule.input_tokens.tolist(), strict=True))
         self.baseline = Baseline(
             ttft_s=_median([o.ttft_s for o in settled]),
             tpot_s=_median([o.tpot_s for o in settled]),
@@ -323,27 +332,73 @@ class Search:
     def _run_plan_stages(self) -> None:
         self._steps.phase = "load"
         for i, spec in enumerate(self._plan.stages):
-            name = spec.name or f"stage {i + 1}"
-            if isinstance(spec, OpenStage):
-                self._step(spec.rate_rps, kind="load", max_s=spec.duration_s, decide_early=False, name=name)
-            else:
-                self._closed_stage(spec, name)
+            self._plan_stage(spec, spec.name or f"stage {i + 1}")
 
-    def _closed_stage(self, spec: ClosedStage, name: str) -> None:
+    def _plan_stage(self, spec: StageSpec, name: str) -> None:
+        """One stage as it is written. Decided at its end, and only where every instant was fixed beforehand: the
+        requests of the others are sent because others went well."""
         assert self.baseline is not None
-        self._steps.rate_rps = None
-        self._steps.detail = f"{name}: {spec.concurrency} users"
-        turns = max(2, math.ceil(2 * spec.duration_s / (self.baseline.e2e_s / 2 + spec.think_s)))
-        requests = self._scheduler.closed_loop(len(self._steps.stages), spec.concurrency, turns, spec.think_s)
-        state, t0_ns = self._steps.begin(requests, "load", concurrency=spec.concurrency)
-        while self._steps.since_s(t0_ns) < spec.duration_s:
-            if not self._steps.poll(state) and len(state.outcomes) == len(requests):
+        e2e_s = self.baseline.e2e_s
+        index = len(self._steps.stages)
+        asked = self._scheduler.stage(index, spec, pool=self._pool_rows(spec))
+        self._steps.rate_rps = asked.rate_rps
+        self._steps.detail = name if asked.concurrency is None else f"{name}: {asked.concurrency} users"
+        fixed = asked.slots is None and bool(np.all(asked.schedule.offset_ns != AFTER))
+        duration_s = asked.duration_ns / NS_PER_S if asked.duration_ns is not None else 0.0
+        settle_s = min(max(0.5, e2e_s), duration_s / 3) if fixed else min(e2e_s, duration_s / 4)
+        state, t0_ns = self._steps.begin(asked, "load", settle_ns=round(settle_s * NS_PER_S))
+        rows = len(asked.schedule)
+        while True:
+            self._steps.poll(state)
+            since_ns = self._driver.now_ns() - t0_ns
+            if asked.duration_ns is not None and since_ns >= asked.duration_ns:
                 break
-        self._driver.stop_issue()
+            if not fixed and not asked.endless and self._is_over(state, rows, since_ns):
+                break
+            if asked.endless and (missing := self._missing_rows(state, rows, since_ns)):
+                rows += missing
+                self._steps.top_up(state, self._scheduler.more(index, missing))
         end_ns = self._driver.now_ns()
-        self._steps.drain(state, cancel_after_s=max(DRAIN_MAX_S, 3 * self.baseline.e2e_s))
-        settle_ns = round(min(self.baseline.e2e_s, spec.duration_s / 4) * NS_PER_S)
-        self._steps.end(state, name, "none", "", settle_ns=settle_ns, t1_ns=end_ns, think_s=spec.think_s)
+        if asked.duration_ns is not None:
+            end_ns = min(end_ns, t0_ns + asked.duration_ns)
+        self._driver.stop_issue()
+        growth_rps = state.backlog_growth_rps()
+        self._steps.drain(state, cancel_after_s=self._drain_s("none") if fixed else max(DRAIN_MAX_S, 3 * e2e_s))
+        decision, reason = "none", ""
+        if fixed:
+            tally = state.tally(self.slos, self._driver.now_ns())
+            decision, reason = tally.decide(self.slos)
+            rate_rps = asked.rate_rps
+            if decision != "fail" and rate_rps is not None and growth_rps > BACKLOG_SHARE * rate_rps:
+                decision, reason = "fail", _backlog(growth_rps)
+            if decision == "undecided" and not self._leans_pass(tally):
+                reason += LEANS_TO_FAIL
+            if rate_rps is not None:
+                self._steps.lines.append((rate_rps, decision, reason))
+        self._steps.end(state, name, decision, reason, t1_ns=end_ns)
+
+    def _pool_rows(self, spec: StageSpec) -> int:
+        """Requests that a closed loop begins with: as many as an unloaded service would answer in twice the time that
+        the pool is kept ahead of the users."""
+        if not isinstance(spec, ClosedStage) or self.baseline is None:
+            return 0
+        users = max(spec.concurrency, spec.to_concurrency or 0)
+        return users + min(math.ceil(users * (1 + 2 * POOL_AHEAD_S / self.baseline.e2e_s)), POOL_FIRST_MAX)
+
+    @staticmethod
+    def _missing_rows(state: StepState, rows: int, since_ns: int) -> int:
+        """How many requests the pool of a closed loop should have more; 0 while it lasts."""
+        taken = len(state.outcomes) + len(state.pending)
+        soon = math.ceil(taken * POOL_AHEAD_S * NS_PER_S / max(since_ns, NS_PER_S // 10))
+        ahead = soon + (state.asked.concurrency or 0)
+        return 2 * ahead if rows - taken < ahead else 0
+
+    @staticmethod
+    def _is_over(state: StepState, rows: int, since_ns: int) -> bool:
+        if len(state.outcomes) == rows:
+            return True
+        told = bool(state.unissued) and since_ns >= OVER_AFTER_S * NS_PER_S
+        return told and not state.pending and not sum(state.unissued.values())
 
     def _recover(self) -> None:
         """Single requests until the service answers them as it did unloaded, so that no step inherits a backlog."""
@@ -351,8 +406,8 @@ class Search:
         reference_s = self.baseline.ttft_s or self.baseline.e2e_s
         phase, self._steps.phase = self._steps.phase, "recovery"
         self._steps.rate_rps = None
-        requests = self._scheduler.closed_loop(len(self._steps.stages), 1, 50)
-        state, t0_ns = self._steps.begin(requests, "recovery", concurrency=1)
+        asked = self._scheduler.closed_loop(len(self._steps.stages), 1, RECOVERY_REQUESTS_MAX)
+        state, t0_ns = self._steps.begin(asked, "recovery")
         recovered = False
         while not recovered and self._steps.since_s(t0_ns) < min(RECOVERY_MAX_S, self._steps.left_s + 4):
             self._steps.poll(state)
@@ -376,7 +431,6 @@ class Search:
         decide_early: bool = True,
         prove: bool = False,
         drain: bool = True,
-        name: str | None = None,
     ) -> str:
         """Runs one open-loop step and returns its decision: pass or fail (undecided ones lean), mild for an overload
         step that was ended because it does not break the service.
@@ -389,8 +443,8 @@ class Search:
         min_s = settle_s + min(max(2.0, 2 * self.baseline.e2e_s), max_s / 2)
         self._steps.rate_rps = rate_rps
         self._steps.detail = f"{'proving ' if prove else ''}{rate_rps:g} req/s"
-        requests = self._scheduler.open_loop(len(self._steps.stages), rate_rps, max_s)
-        state, t0_ns = self._steps.begin(requests, kind, settle_ns=round(settle_s * NS_PER_S), rate_rps=rate_rps)
+        asked = self._scheduler.open_loop(len(self._steps.stages), rate_rps, max_s)
+        state, t0_ns = self._steps.begin(asked, kind, settle_ns=round(settle_s * NS_PER_S))
         decision, reason = "undecided", ""
         while True:
             self._steps.poll(state)
@@ -434,8 +488,8 @@ class Search:
         if decision == "fail" and reason.startswith(BACKLOG_PREFIX):
             self._unsustained.add(rate_rps)
         if decision == "undecided" and not self._leans_pass(tally):
-            reason += " (leans to fail)"
-        self._steps.end(state, name or state.kind, decision, reason, t1_ns=end_ns)
+            reason += LEANS_TO_FAIL
+        self._steps.end(state, state.kind, decision, reason, t1_ns=end_ns)
         leaning = decision if decision != "undecided" else ("pass" if self._leans_pass(tally) else "fail")
         self._steps.lines.append((rate_rps, decision, reason))
         if mild:

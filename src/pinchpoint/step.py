@@ -7,9 +7,10 @@ from pinchpoint.capacity import Tally
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.load.messages import Outcome, Pending
 from pinchpoint.model import Slo, StageKind
+from pinchpoint.schedule import AFTER
 from pinchpoint.slo import request_meets, surely_missed
 from pinchpoint.stats import effective_ratio
-from pinchpoint.workload.schedule import ScheduledRequest
+from pinchpoint.workload.schedule import StageLoad
 
 BACKLOG_POINTS_MIN = 20
 """Two seconds of readings."""
@@ -20,22 +21,23 @@ class StepState:
 
     def __init__(
         self,
-        requests: Sequence[ScheduledRequest],
+        asked: StageLoad,
         t0_ns: int,
         settle_ns: int,
         kind: StageKind,
-        rate_rps: float | None,
-        concurrency: int | None,
     ) -> None:
+        self.asked = asked
         self.kind: StageKind = kind
-        self.rate_rps = rate_rps
-        self.concurrency = concurrency
         self.t0_ns = t0_ns
         self.settle_ns = settle_ns
         self.outcomes: dict[int, Outcome] = {}
         self.pending: dict[int, Pending] = {}
         self.backlog: list[tuple[float, int]] = []
-        self._order = [r for r in requests if r.offset_ns is not None and r.offset_ns >= settle_ns]
+        self.unissued: dict[int, int] = {}
+        """worker -> requests it may still send, as it said last since t0."""
+        schedule = asked.schedule
+        settled = (schedule.offset_ns != AFTER) & (schedule.offset_ns >= settle_ns)
+        self._order: list[int] = schedule.request_id[settled].tolist()
 
     def tally(self, slos: Sequence[Slo], now_ns: int) -> Tally:
         """Counts per SLO over the longest decided prefix."""
@@ -43,8 +45,8 @@ class StepState:
         effective: dict[str, float] = {}
         for slo in slos:
             outcomes: list[bool] = []
-            for request in self._order:
-                known, verdict = self._verdict(slo, request, now_ns)
+            for request_id in self._order:
+                known, verdict = self._verdict(slo, request_id, now_ns)
                 if not known:
                     break
                 if verdict is not None:
@@ -53,9 +55,9 @@ class StepState:
             effective[slo.text] = effective_ratio(outcomes)
         return Tally.of(attainment, effective)
 
-    def _verdict(self, slo: Slo, request: ScheduledRequest, now_ns: int) -> tuple[bool, bool | None]:
+    def _verdict(self, slo: Slo, request_id: int, now_ns: int) -> tuple[bool, bool | None]:
         """(decided, met). A request that was withdrawn undecided is decided and does not count."""
-        if (outcome := self.outcomes.get(request.request_id)) is not None:
+        if (outcome := self.outcomes.get(request_id)) is not None:
             if outcome.status == "cancelled":
                 missed = surely_missed(
                     slo,
@@ -73,7 +75,7 @@ class StepState:
                 e2e_s=outcome.e2e_s,
                 itl_max_s=outcome.itl_max_s,
             )
-        pending = self.pending.get(request.request_id)
+        pending = self.pending.get(request_id)
         if pending is None:
             return False, None
         if slo.metric == "ttft" and pending.first_token_ns is not None:

@@ -16,8 +16,9 @@ from pinchpoint.errors import GuardError, UnsupportedMeasurementError
 from pinchpoint.load.messages import Outcome, Update
 from pinchpoint.model import Progress, Slo, Stage, StageKind
 from pinchpoint.plan import Plan
+from pinchpoint.schedule import Schedule, Slots
 from pinchpoint.step import StepState
-from pinchpoint.workload.schedule import ScheduledRequest
+from pinchpoint.workload.schedule import StageLoad
 
 POLL_S = 0.1
 LEAD_S = 0.25
@@ -35,7 +36,10 @@ class Driver(Protocol):
     """Carries out steps. Real: processes and sockets. Virtual: the lab's engine on a simulated clock."""
 
     def now_ns(self) -> int: ...
-    def start_step(self, stage: int, t0_ns: int, requests: Sequence[ScheduledRequest]) -> None: ...
+    def start_step(self, stage: int, t0_ns: int, schedule: Schedule, slots: Slots | None) -> None:
+        """Begins a stage; called again for the same stage, without slots, it adds sessions to its pool."""
+        ...
+
     def poll(self, timeout_s: float) -> list[Update]:
         """Waits (or advances virtual time) up to timeout_s; returns what the load processes report."""
         ...
@@ -47,7 +51,7 @@ class Driver(Protocol):
 class Observer(Protocol):
     """Hears what happens; the runner stores and shows it."""
 
-    def on_schedule(self, requests: Sequence[ScheduledRequest]) -> None: ...
+    def on_schedule(self, schedule: Schedule) -> None: ...
     def on_stage(self, stage: Stage) -> None: ...
     def on_slos(self, slos: tuple[Slo, ...], derived: bool) -> None: ...
     def on_progress(self, progress: Progress) -> None: ...
@@ -102,18 +106,21 @@ class Stepper:
 
     def begin(
         self,
-        requests: Sequence[ScheduledRequest],
+        asked: StageLoad,
         kind: StageKind,
         *,
         settle_ns: int = 0,
-        rate_rps: float | None = None,
-        concurrency: int | None = None,
     ) -> tuple[StepState, int]:
         t0_ns = self._driver.now_ns() + round(LEAD_S * NS_PER_S)
-        self._observer.on_schedule(requests)
-        state = self._current = StepState(requests, t0_ns, settle_ns, kind, rate_rps, concurrency)
-        self._driver.start_step(len(self.stages), t0_ns, requests)
+        self._observer.on_schedule(asked.schedule)
+        state = self._current = StepState(asked, t0_ns, settle_ns, kind)
+        self._driver.start_step(len(self.stages), t0_ns, asked.schedule, asked.slots)
         return state, t0_ns
+
+    def top_up(self, state: StepState, schedule: Schedule) -> None:
+        """Gives the users of the running closed loop further requests."""
+        self._observer.on_schedule(schedule)
+        self._driver.start_step(schedule.stage, state.t0_ns, schedule, None)
 
     def end(
         self,
@@ -124,7 +131,6 @@ class Stepper:
         *,
         settle_ns: int | None = None,
         t1_ns: int | None = None,
-        think_s: float = 0.0,
     ) -> None:
         now_ns = self._driver.now_ns()
         stage = Stage(
@@ -135,9 +141,11 @@ class Stepper:
             t1_ns=max(state.t0_ns + 1, t1_ns or now_ns),
             drained_ns=now_ns,
             settle_ns=state.settle_ns if settle_ns is None else settle_ns,
-            rate_rps=state.rate_rps,
-            concurrency=state.concurrency,
-            think_s=think_s,
+            rate_rps=state.asked.rate_rps,
+            concurrency=state.asked.concurrency,
+            think_s=state.asked.think_s,
+            arrivals=state.asked.arrivals,
+            profile=state.asked.profile,
             decision=decision,  # pyright: ignore[reportArgumentType]
             reason=reason,
         )
@@ -184,6 +192,8 @@ class Stepper:
                     state.pending[pending.request_id] = pending
             for request_id in state.pending.keys() & state.outcomes.keys():
                 del state.pending[request_id]
+            if update.t_ns >= state.t0_ns:
+                state.unissued[update.worker] = update.unissued
             state.backlog.append(((update.t_ns - state.t0_ns) / NS_PER_S, len(state.pending)))
             self._token_history.append((update.t_ns, sum(self._tokens.values())))
         if updates:

@@ -8,7 +8,6 @@ import heapq
 import itertools
 import time
 from collections import deque
-from collections.abc import Sequence
 from pathlib import Path
 
 from pinchpoint.catalog import load_catalog
@@ -21,14 +20,17 @@ from pinchpoint.model import RECORD_COLUMNS, Limits, Progress, TargetFacts
 from pinchpoint.plan import Plan
 from pinchpoint.recorder import Recorder, new_manifest
 from pinchpoint.rundir import RunWriter
+from pinchpoint.schedule import AFTER, NEVER, Schedule, ScheduledRequest, Slots
 from pinchpoint.search import Search
 from pinchpoint.slo import parse_slos
 from pinchpoint.telemetry.engine_page import EnginePage
 from pinchpoint.workload.lengths import resolve_lengths
-from pinchpoint.workload.schedule import ScheduledRequest, Scheduler
+from pinchpoint.workload.schedule import Scheduler, check_stages
 
 SCRAPE_PERIOD_NS = NS_PER_S // 2
 NULL_REQUEST_ID = -1
+NO_SLOT = -1
+"""End of the slot of a request that belongs to none."""
 HOST_CPUS = 8
 """Size of the imagined host, for its CPU share."""
 
@@ -36,10 +38,20 @@ HOST_CPUS = 8
 class _Flight:
     """One request between being sent and having ended."""
 
-    __slots__ = ("chunk_ns", "chunk_tokens", "first_byte_ns", "request", "retry_after_s", "scheduled_ns", "status")
+    __slots__ = (
+        "chunk_ns",
+        "chunk_tokens",
+        "first_byte_ns",
+        "request",
+        "retry_after_s",
+        "scheduled_ns",
+        "slot_until_ns",
+        "status",
+    )
 
-    def __init__(self, request: ScheduledRequest, scheduled_ns: int) -> None:
+    def __init__(self, request: ScheduledRequest, scheduled_ns: int, slot_until_ns: int) -> None:
         self.request = request
+        self.slot_until_ns = slot_until_ns
         self.scheduled_ns = scheduled_ns
         self.status: int | None = None
         self.first_byte_ns: int | None = None
@@ -60,8 +72,17 @@ class VirtualDriver:
         self._next_scrape_ns = 0
         self._cpu_s, self._cpu_ns = 0.0, 0
         self._stage = 0
-        self._due: list[tuple[int, int, ScheduledRequest]] = []
+        self._due: list[tuple[int, int, ScheduledRequest | None, int]] = []
+        """Heap of (instant, order, request, end of its slot); without a request a slot takes its first session."""
+        self._order = 0
         self._later: dict[int, deque[ScheduledRequest]] = {}
+        """session_id -> turns that wait for the one before."""
+        self._pool: deque[ScheduledRequest] = deque()
+        """Sessions that the slots have not taken yet."""
+        self._patience: list[tuple[int, int]] = []
+        """Heap of (instant, request_id) at which a user hangs up, if the answer has not ended."""
+        self._starved: list[int] = []
+        """Ends of the slots that found the pool empty."""
         self._flights: dict[int, _Flight] = {}
         self._outcomes: list[Outcome] = []
         self._tokens = 0
@@ -69,20 +90,40 @@ class VirtualDriver:
     def now_ns(self) -> int:
         return self._now_ns
 
-    def start_step(self, stage: int, t0_ns: int, requests: Sequence[ScheduledRequest]) -> None:
-        self._stage = stage
-        for request in requests:
-            if request.offset_ns is not None:
-                heapq.heappush(self._due, (t0_ns + request.offset_ns, request.request_id, request))
-            elif request.session_id in self._later:
-                self._later[request.session_id].append(request)
+    def start_step(self, stage: int, t0_ns: int, schedule: Schedule, slots: Slots | None) -> None:
+        if stage != self._stage:
+            self._stage = stage
+            self._starved.clear()
+        for request in schedule:
+            if request.offset_ns != AFTER:
+                self._push(t0_ns + request.offset_ns, request, NO_SLOT)
+            elif request.turn > 0:
+                self._later.setdefault(request.session_id, deque()).append(request)
             else:
-                self._later[request.session_id] = deque()
-                heapq.heappush(self._due, (t0_ns, request.request_id, request))
+                self._pool.append(request)
+        if slots is not None:
+            for start_ns, until_ns in zip(slots.start_ns.tolist(), slots.until_ns.tolist(), strict=True):
+                self._push(t0_ns + start_ns, None, until_ns if until_ns == Slots.NO_END else t0_ns + until_ns)
+        starved, self._starved = self._starved, []
+        for until_ns in starved:
+            self._push(self._now_ns, None, until_ns)
+
+    def _push(self, at_ns: int, request: ScheduledRequest | None, slot_until_ns: int) -> None:
+        self._order += 1
+        heapq.heappush(self._due, (at_ns, self._order, request, slot_until_ns))
+
+    def _seat(self, now_ns: int, slot_until_ns: int, *, think: bool) -> None:
+        """A slot is free: it takes the next session, unless its end comes first."""
+        if not self._pool:
+            self._starved.append(slot_until_ns)
+            return
+        at_ns = now_ns + (self._pool[0].think_ns if think else 0)
+        if at_ns < slot_until_ns:
+            self._push(at_ns, self._pool.popleft(), slot_until_ns)
 
     def stop_issue(self) -> None:
-        self._due.clear()
-        self._later.clear()
+        for waiting in (self._due, self._later, self._pool, self._starved):
+            waiting.clear()
 
     def cancel(self, reason: str) -> None:
         for request_id, flight in list(self._flights.items()):
@@ -109,11 +150,17 @@ class VirtualDriver:
                 t_ns=self._now_ns,
                 outcomes=outcomes,
                 pending=pending,
-                unissued=len(self._due),
+                unissued=self._unissued(),
                 tokens=self._tokens,
                 busy_ratio=0.0,
             )
         ]
+
+    def _unissued(self) -> int:
+        """Requests that can still be sent: those of a pool only while a slot is there to take them."""
+        due = sum(request is not None for _, _, request, _ in self._due)
+        slots = len(self._due) - due + sum(flight.slot_until_ns != NO_SLOT for flight in self._flights.values())
+        return due + sum(map(len, self._later.values())) + (len(self._pool) if slots else 0)
 
     def close(self) -> None:
         self._records.close()
@@ -123,19 +170,33 @@ class VirtualDriver:
         while True:
             due_ns = self._due[0][0] if self._due else to_ns
             next_ns = self._service.next_ns()
-            step_ns = min(due_ns, to_ns, self._next_scrape_ns, next_ns if next_ns is not None else to_ns)
+            hang_up_ns = self._patience[0][0] if self._patience else to_ns
+            step_ns = min(due_ns, to_ns, self._next_scrape_ns, hang_up_ns, next_ns if next_ns is not None else to_ns)
             step_ns = max(step_ns, self._now_ns)
             for event in self._service.advance(step_ns):
                 self._take(event)
             self._now_ns = step_ns
             if step_ns >= self._next_scrape_ns:
                 self._scrape()
+            while self._patience and self._patience[0][0] <= step_ns:
+                self._hang_up(heapq.heappop(self._patience)[1])
             while self._due and self._due[0][0] <= step_ns:
-                at_ns, _, request = heapq.heappop(self._due)
-                self._flights[request.request_id] = _Flight(request, at_ns)
+                at_ns, _, request, slot_until_ns = heapq.heappop(self._due)
+                if request is None:
+                    self._seat(at_ns, slot_until_ns, think=False)
+                    continue
+                self._flights[request.request_id] = _Flight(request, at_ns, slot_until_ns)
                 self._service.submit(at_ns, request.request_id, request.input_tokens, request.max_output_tokens)
+                if request.patience_ns != NEVER:
+                    heapq.heappush(self._patience, (at_ns + request.patience_ns, request.request_id))
             if step_ns >= to_ns:
                 return
+
+    def _hang_up(self, request_id: int) -> None:
+        flight = self._flights.get(request_id)
+        if flight is not None:
+            self._service.cancel(self._now_ns, request_id)
+            self._finish(flight, self._now_ns, "abandoned", "the user's patience was at its end", None)
 
     def _take(self, event: ClientEvent) -> None:
         if event.kind == "null":
@@ -217,9 +278,14 @@ class VirtualDriver:
             )
         )
         following = self._later.get(request.session_id)
-        if following:
+        if following and status == "abandoned":
+            del self._later[request.session_id]
+        elif following:
             upcoming = following.popleft()
-            heapq.heappush(self._due, (end_ns + upcoming.think_ns, upcoming.request_id, upcoming))
+            self._push(end_ns + upcoming.think_ns, upcoming, flight.slot_until_ns)
+            return
+        if flight.slot_until_ns != NO_SLOT and request.stage == self._stage:
+            self._seat(end_ns, flight.slot_until_ns, think=True)
 
     def _scrape(self) -> None:
         now_ns = self._next_scrape_ns
@@ -252,6 +318,7 @@ def run_virtual(plan: Plan, fault: str, out: Path, *, params: LabParams | None =
     Raises UsageError for an unknown fault or an output directory that cannot be used.
     """
     slos = parse_slos(plan.slos)
+    check_stages(plan)
     chosen = choose_fault(fault, plan.seed).apply(params or LabParams())
     service = VirtualService(chosen, plan.seed)
     lengths = resolve_lengths(plan.workload, chosen.max_model_len_tokens())
@@ -268,7 +335,7 @@ def run_virtual(plan: Plan, fault: str, out: Path, *, params: LabParams | None =
     recorder = Recorder(writer, driver.now_ns, _ignore)
     status, reason = "complete", None
     try:
-        Search(driver, recorder, Scheduler(plan.seed, lengths), plan, slos).run()
+        Search(driver, recorder, Scheduler.of(plan, lengths), plan, slos).run()
     except BaseException as error:
         status, reason = "aborted", str(error) or type(error).__name__
         raise

@@ -46,7 +46,7 @@ def test_a_whole_plan(tmp_path: Path) -> None:
         "http://127.0.0.1:8000",
         "m",
     )
-    assert plan.stages == (OpenStage(4, 20), ClosedStage(8, 60, 0.5))
+    assert plan.stages == (OpenStage(rate_rps=4, duration_s=20), ClosedStage(8, 60, "500ms"))
     assert plan.workload.output_tokens == 20
 
 

@@ -95,7 +95,7 @@ def test_a_service_that_fails_at_every_rate_ends_with_an_upper_bound(tmp_path: P
 def test_plan_stages_run_as_written_instead_of_a_search(tmp_path: Path) -> None:
     stages = [
         {"kind": "open", "rate_rps": 2.0, "duration_s": 20.0, "name": "steady"},
-        {"kind": "closed", "concurrency": 4, "duration_s": 15.0, "think_s": 0.5},
+        {"kind": "closed", "concurrency": 4, "duration_s": 15.0, "think": "500ms"},
     ]
     manifest = search(tmp_path, stages=stages)
     first, second = (stage for stage in manifest.stages if stage.kind == "load")

@@ -4,11 +4,23 @@ Without the service's tokenizer the length is an estimate: common short English 
 vocabularies, and the probe measures tokens per word and the template's overhead on the service itself. What the
 service then reports is recorded and compared (`usage`).
 
-Every prompt begins differently, so that a prefix cache cannot answer for the model: the first words are drawn from the
-whole vocabulary by seed and request.
+Every prompt begins differently, so that a prefix cache cannot answer for the model: its first words are drawn from the
+whole vocabulary by seed and request. What follows is a piece of one long seeded text, from a place that is drawn, too:
+so a prompt costs a hash and a copy, whatever its length. The long text is made when it is first needed, and stays
+behind when a writer is sent to another process.
 """
 
+import hashlib
+from array import array
+from functools import lru_cache
+
 import numpy as np
+
+UNIQUE_WORDS = 12
+"""Drawn for each prompt: about 200^12 beginnings. A prefix cache of blocks of 16 tokens never sees one again."""
+LONG_TEXT_WORDS = 1 << 17
+"""Of the text that prompts are cut from; longer prompts go around it."""
+_PLACE_BYTES = 4
 
 VOCABULARY = tuple(
     """
@@ -26,6 +38,15 @@ VOCABULARY = tuple(
 )
 
 
+@lru_cache(maxsize=2)
+def _long_text(seed: int) -> tuple[str, array]:
+    """The text, with a space after each word, and where each word begins (and, last, where the text ends)."""
+    picks = np.random.default_rng(seed).integers(0, len(VOCABULARY), LONG_TEXT_WORDS)
+    lengths = np.array([len(word) + 1 for word in VOCABULARY])[picks]
+    starts = array("q", np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64).tobytes())
+    return " ".join([VOCABULARY[pick] for pick in picks.tolist()]) + " ", starts
+
+
 class PromptWriter:
     """Writes prompts. tokens_per_word and overhead_tokens come from the probe or from answers already received."""
 
@@ -38,6 +59,23 @@ class PromptWriter:
         return max(1, round((input_tokens - self.overhead_tokens) / self.tokens_per_word))
 
     def write(self, request_id: int, input_tokens: int) -> str:
-        rng = np.random.default_rng((self._seed, request_id))
-        picks = rng.integers(0, len(VOCABULARY), self.words_for(input_tokens)).tolist()
-        return " ".join([VOCABULARY[pick] for pick in picks])
+        """`words_for(input_tokens)` words with single spaces; the same for the same seed and request."""
+        words = self.words_for(input_tokens)
+        digest = hashlib.blake2b(b"%d %d" % (self._seed, request_id), digest_size=2 * UNIQUE_WORDS + _PLACE_BYTES)
+        drawn = digest.digest()
+        beginning = [
+            VOCABULARY[(drawn[i] << 8 | drawn[i + 1]) % len(VOCABULARY)]
+            for i in range(0, 2 * min(words, UNIQUE_WORDS), 2)
+        ]
+        left = words - len(beginning)
+        if left == 0:
+            return " ".join(beginning)
+        text, starts = _long_text(self._seed)
+        pieces = [" ".join(beginning), " "]
+        place = int.from_bytes(drawn[-_PLACE_BYTES:], "little") % LONG_TEXT_WORDS
+        while left > 0:
+            end = min(place + left, LONG_TEXT_WORDS)
+            pieces.append(text[starts[place] : starts[end]])
+            left -= end - place
+            place = 0
+        return "".join(pieces)[:-1]

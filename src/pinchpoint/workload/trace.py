@@ -1,0 +1,258 @@
+"""Traces: recorded requests from a file, and their replay.
+
+CSV with a header or JSON lines (an object per line), plain or gzipped. Instants are kept as whole nanoseconds from
+decimal text, so that a replay at scale 1 is exact.
+"""
+
+import csv
+import gzip
+import json
+import re
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from decimal import Decimal, InvalidOperation
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, TextIO, cast
+
+import numpy as np
+
+from pinchpoint.clock import NS_PER_S
+from pinchpoint.errors import UsageError
+from pinchpoint.plan import STAGE_REQUESTS_MAX, TOKENS_MAX, TURNS_MAX, ReplayStage, TimeUnit
+
+_NS = {"s": NS_PER_S, "ms": 1_000_000, "us": 1_000, "ns": 1}
+_DATE = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)(?:[.,](\d+))?\s*(Z|[+-]\d\d:?\d\d)?")
+_NS_DIGITS = 9
+NUMBER_MAX = 10**20
+"""Ten times the nanoseconds that an int64 holds."""
+SPAN_MAX_NS = 10**18
+"""Thirty years."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Columns of shape (n,), in the order of the file. None where the file was not asked for them."""
+
+    t_ns: np.ndarray  # int64, from the first request
+    input_tokens: np.ndarray | None  # int32
+    output_tokens: np.ndarray | None  # int32
+    session: np.ndarray | None  # int64, numbered from 0 in the order of their first requests
+
+    def __len__(self) -> int:
+        return len(self.t_ns)
+
+
+@dataclass(frozen=True)
+class Replay:
+    """Rows of a trace as they are due again.
+
+    `row` points into the trace, `lap` counts the passes of a loop. end_ns: where the stage was cut, or just after the
+    last request.
+    """
+
+    offset_ns: np.ndarray  # int64
+    row: np.ndarray  # int64
+    lap: np.ndarray  # int64
+    end_ns: int
+
+
+@lru_cache(maxsize=4)
+def read_trace(
+    path: Path, *, time: str, unit: TimeUnit, input_name: str | None, output_name: str | None, session_name: str | None
+) -> Trace:
+    """Raises UsageError with the line of what cannot be used, such as an instant before the one above it."""
+    instants: list[int] = []
+    lengths: dict[str, list[int]] = {name: [] for name in (input_name, output_name) if name is not None}
+    sessions: list[int] = []
+    known: dict[str, int] = {}
+    for line, row in _rows(path):
+        t_ns = _instant_ns(_value(row, time, path, line), unit, path, line)
+        if instants and t_ns < instants[-1]:
+            raise UsageError(f"{path}, line {line}: {time} is before that of the line above; sort the file by {time}")
+        instants.append(t_ns)
+        for name, values in lengths.items():
+            values.append(_tokens(_value(row, name, path, line), name, path, line))
+        if session_name is not None:
+            sessions.append(known.setdefault(str(_value(row, session_name, path, line)), len(known)))
+    if not instants:
+        raise UsageError(f"{path} holds no requests")
+    if instants[-1] - instants[0] > SPAN_MAX_NS:
+        raise UsageError(f"{path} spans more than thirty years; see whether its times are really in {unit}")
+    return Trace(
+        np.array([t_ns - instants[0] for t_ns in instants], np.int64),
+        None if input_name is None else np.array(lengths[input_name], np.int32),
+        None if output_name is None else np.array(lengths[output_name], np.int32),
+        None if session_name is None else np.array(sessions, np.int64),
+    )
+
+
+def trace_of(stage: ReplayStage) -> Trace:
+    """The file of a replay stage; read once however often it is asked for."""
+    return read_trace(
+        Path(stage.file),
+        time=stage.time,
+        unit=stage.unit,
+        input_name=stage.input,
+        output_name=stage.output,
+        session_name=stage.session,
+    )
+
+
+def replay(trace: Trace, stage: ReplayStage) -> Replay:
+    """When each row of the trace is due. Raises UsageError when the cut leaves too little for what is asked."""
+    start_ns = round(stage.start_s * NS_PER_S)
+    first = int(np.searchsorted(trace.t_ns, start_ns, side="left"))
+    count = len(trace) - first
+    if count == 0:
+        length_s = trace.t_ns[-1] / NS_PER_S
+        raise UsageError(f"{stage.file} is {length_s:g} s long; a start at {stage.start_s:g} s leaves nothing of it")
+    since_ns = trace.t_ns[first:] - start_ns
+    wanted = stage.requests
+    laps = 1
+    lap_ns = 0
+    if stage.loop:
+        span_ns = int(since_ns[-1] - since_ns[0])
+        if span_ns == 0:
+            raise UsageError(f"{stage.file}: a loop needs requests at two instants at least, to know its length")
+        lap_ns = span_ns + round(span_ns / (count - 1))
+        if wanted is not None:
+            laps = -(-wanted // count)
+        elif stage.duration_s is not None:
+            laps = int(stage.duration_s * NS_PER_S * stage.scale // lap_ns) + 1
+    elif wanted is not None and wanted > count:
+        raise UsageError(f"{stage.file} holds {count} requests from its start on, {wanted} are asked; say loop = true")
+    if laps * count > STAGE_REQUESTS_MAX:
+        raise UsageError(f"{laps * count} requests are more than the {STAGE_REQUESTS_MAX} that a stage can have")
+    lap = np.repeat(np.arange(laps), count)
+    traced_ns = np.tile(since_ns, laps) + lap * lap_ns
+    offset_ns = traced_ns if stage.scale == 1 else np.rint(traced_ns / stage.scale).astype(np.int64)
+    rows = len(offset_ns) if wanted is None else wanted
+    end_ns = int(offset_ns[rows - 1]) + 1
+    if stage.duration_s is not None and end_ns > (duration_ns := round(stage.duration_s * NS_PER_S)):
+        rows, end_ns = int(np.searchsorted(offset_ns, duration_ns, side="left")), duration_ns
+    row = np.tile(np.arange(first, len(trace)), laps)
+    return Replay(offset_ns[:rows], row[:rows], lap[:rows], end_ns)
+
+
+def turns_of(session: np.ndarray) -> np.ndarray:
+    """How often the session of each row was there before: its turn, int64. Raises UsageError beyond TURNS_MAX."""
+    order = np.argsort(session, kind="stable")
+    grouped = session[order]
+    starts = np.flatnonzero(np.concatenate([[True], grouped[1:] != grouped[:-1]])) if len(grouped) else np.empty(0, int)
+    sizes = np.diff(np.append(starts, len(grouped)))
+    if len(sizes) and sizes.max() > TURNS_MAX:
+        raise UsageError(f"a session of the trace has {sizes.max()} requests; at most {TURNS_MAX} can be played")
+    turn = np.empty(len(session), np.int64)
+    turn[order] = np.arange(len(grouped)) - np.repeat(starts, sizes)
+    return turn
+
+
+def read_numbers(path: Path, column: str | None) -> np.ndarray:
+    """One column of a file as float64; without a column, a file of one number per line. Raises UsageError."""
+    numbers: list[float] = []
+    if column is None:
+        with _opened(path) as file:
+            numbers += [float(_decimal(text, path, line)) for line, text in enumerate(file, 1) if text.strip()]
+    else:
+        for line, row in _rows(path):
+            numbers.append(float(_decimal(_value(row, column, path, line), path, line)))
+    if not numbers:
+        raise UsageError(f"{path} holds no numbers")
+    return np.array(numbers)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[TextIO]:
+    """The text of a file, with what goes wrong while it is read told as UsageError."""
+    try:
+        with (
+            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
+            if path.suffix == ".gz"
+            else path.open(encoding="utf-8-sig", newline="")
+        ) as file:
+            yield cast(TextIO, file)
+    except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
+        cause = getattr(error, "strerror", None) or str(error)
+        raise UsageError(f"cannot read the trace {path}: {cause}") from None
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    kind = Path(path.stem if path.suffix == ".gz" else path.name).suffix
+    if kind == ".csv":
+        return _csv_rows(path)
+    if kind in (".jsonl", ".json", ".ndjson"):
+        return _json_rows(path)
+    raise UsageError(f"{path} has an unknown ending; a trace is .csv or .jsonl, or one of the two with .gz after it")
+
+
+def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with _opened(path) as file:
+        reader = csv.reader(file, skipinitialspace=True)
+        header = [name.strip() for name in next(reader, [])]
+        for fields in reader:
+            if fields and len(fields) != len(header):
+                where = f"{path}, line {reader.line_num}"
+                raise UsageError(f"{where}: {len(fields)} fields where the header names {len(header)}")
+            if fields:
+                yield reader.line_num, dict(zip(header, fields, strict=True))
+
+
+def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    with _opened(path) as file:
+        for line, text in enumerate(file, 1):
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text, parse_float=Decimal)
+            except (ValueError, RecursionError):
+                row = None
+            if not isinstance(row, dict):
+                raise UsageError(f"{path}, line {line}: not a JSON object; a trace has one object per line")
+            yield line, row
+
+
+def _value(row: dict[str, Any], name: str, path: Path, line: int) -> Any:
+    if name not in row:
+        raise UsageError(f"{path}, line {line}: there is no {name!r}; choose from {', '.join(row)}")
+    return row[name]
+
+
+def _decimal(value: Any, path: Path, line: int) -> Decimal:
+    try:
+        number = Decimal(value if isinstance(value, int | Decimal) else str(value).strip())
+    except InvalidOperation:
+        number = Decimal("nan")
+    if not number.is_finite() or abs(number) > NUMBER_MAX or isinstance(value, bool):
+        raise UsageError(f"{path}, line {line}: {str(value)[:40]!r} is not a number")
+    return number
+
+
+def _instant_ns(value: Any, unit: TimeUnit, path: Path, line: int) -> int:
+    if unit != "iso":
+        try:
+            return int((_decimal(value, path, line) * _NS[unit]).to_integral_value())
+        except UsageError as error:
+            hint = ' of a time; if times are dates, say unit = "iso"' if _DATE.fullmatch(str(value).strip()) else ""
+            raise UsageError(f"{error}{hint}") from None
+    match = _DATE.fullmatch(str(value).strip())
+    try:
+        when = datetime.fromisoformat(match[1] + (match[3] or "").replace("Z", "+00:00")) if match else None
+    except ValueError:
+        when = None
+    if match is None or when is None:
+        raise UsageError(
+            f"{path}, line {line}: {str(value)[:40]!r} is not a date with a time, as 2026-01-31T08:00:00.5Z"
+        )
+    whole_s = int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp())
+    return whole_s * NS_PER_S + int((match[2] or "0")[:_NS_DIGITS].ljust(_NS_DIGITS, "0"))
+
+
+def _tokens(value: Any, name: str, path: Path, line: int) -> int:
+    number = _decimal(value, path, line)
+    if number != int(number) or not 1 <= number <= TOKENS_MAX:
+        raise UsageError(f"{path}, line {line}: {name} is {value}; it must be a whole number from 1 to {TOKENS_MAX}")
+    return int(number)
