@@ -184,6 +184,10 @@ class Run:
         """
         return self._batches("records", columns)
 
+    def record_columns(self, columns: Sequence[str]) -> "pa.Table":
+        """These columns of all records, in the order of `records`; not kept. For columns without lists."""
+        return self._read("records", columns)
+
     def _batches(self, name: str, columns: Sequence[str]) -> "Iterator[pa.RecordBatch]":
         schema = arrow_schema({column: TABLES[name][column] for column in columns})
         self._check_seal(f"{name}.parquet")
@@ -194,13 +198,15 @@ class Run:
             self._note(f"the end of {name} was cut off mid-write; whole batches before it were read")
 
     def _table(self, name: str) -> "pa.Table":
+        if name not in self._tables:
+            self._tables[name] = self._read(name, [c for c, kind in TABLES[name].items() if not is_list(kind)])
+        return self._tables[name]
+
+    def _read(self, name: str, columns: Sequence[str]) -> "pa.Table":
         import pyarrow as pa
 
-        if name not in self._tables:
-            columns = [column for column, kind in TABLES[name].items() if not is_list(kind)]
-            schema = arrow_schema({column: TABLES[name][column] for column in columns})
-            self._tables[name] = pa.Table.from_batches(list(self._batches(name, columns)), schema=schema)
-        return self._tables[name]
+        schema = arrow_schema({column: TABLES[name][column] for column in columns})
+        return pa.Table.from_batches(list(self._batches(name, columns)), schema=schema)
 
     def _note(self, problem: str) -> None:
         if problem not in self.problems:

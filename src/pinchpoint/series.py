@@ -20,6 +20,14 @@ from pinchpoint.stats import effective_ratio, quantile, quantile_interval
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 
+REQUEST_COLUMNS = (
+    *("request_id", "stage", "worker", "status", "error", "http_status", "retry_after_s"),
+    *("scheduled_ns", "sent_ns", "connected_ns", "first_byte_ns", "first_token_ns", "last_token_ns", "end_ns"),
+    *("input_tokens", "output_tokens", "cached_tokens", "requested_input_tokens", "requested_output_tokens"),
+    *("coalesced_count", "timestamp_error_ns", "timestamp_source"),
+)
+"""Columns of the records that Requests reads, apart from the arrivals of tokens."""
+
 
 class Series(msgspec.Struct, frozen=True):
     """Readings of one canonical series, summed or maximised over labels. t_s and value have shape (n,)."""
@@ -38,31 +46,31 @@ class Requests:
     """The records table as numpy columns, one entry per request, in order of the scheduled instant."""
 
     def __init__(self, run: Run) -> None:
+        table = run.record_columns(REQUEST_COLUMNS)
         # Stable, so that the order of requests that are due at one instant is the same each time.
-        order = np.argsort(run.records.column("scheduled_ns").to_numpy(), kind="stable")
-        table = run.records.take(order)
+        order = np.argsort(table.column("scheduled_ns").to_numpy(), kind="stable")
         t0_ns = run.manifest.t0_ns
 
         def instants(name: str) -> np.ndarray:
             """Seconds since t0, NaN where null."""
             column = table.column(name)
-            values = column.fill_null(0).to_numpy().astype(np.int64)
-            result = (values - t0_ns) / NS_PER_S
-            result[column.is_null().to_numpy(zero_copy_only=False)] = np.nan
-            return result
+            result = (column.fill_null(0).to_numpy() - t0_ns) / NS_PER_S
+            result[column.is_null().to_numpy()] = np.nan
+            return result[order]
 
         def numbers(name: str) -> np.ndarray:
-            return np.asarray(table.column(name).cast("float64").to_numpy(zero_copy_only=False), dtype=float)
+            return np.asarray(table.column(name).cast("float64").to_numpy(), dtype=float)[order]
 
         def texts(name: str) -> np.ndarray:
             """Strings, None where null. Equal ones are one object, so a million of them cost no more than pointers."""
             encoded = table.column(name).combine_chunks().dictionary_encode()
             words = np.array([*encoded.dictionary.to_pylist(), None], dtype=object)
-            return words[np.asarray(encoded.indices.fill_null(len(words) - 1))]
+            return words[np.asarray(encoded.indices.fill_null(len(words) - 1))[order]]
 
         self.count = table.num_rows
-        self.request_id = table.column("request_id").to_numpy()
-        self.stage = table.column("stage").to_numpy().astype(int)
+        self.request_id = table.column("request_id").to_numpy()[order]
+        self.stage = table.column("stage").to_numpy().astype(int)[order]
+        self.worker = table.column("worker").to_numpy()[order]
         self.status = texts("status")
         self.error = texts("error")
         self.http_status = numbers("http_status")
