@@ -30,6 +30,7 @@ from pinchpoint.targets.openai import CHAT_PATH, Chunk, OpenAITarget
 
 LEAD_NS = 50_000_000
 """Connections are opened in this time, before the first request is due."""
+BURST_LEAD_NS = 10_000_000
 TURN_NS = 20_000_000
 SERVER_START_TIMEOUT_S = 10.0
 SERVER_STOP_TIMEOUT_S = 2.0
@@ -61,14 +62,11 @@ class NullTarget(OpenAITarget):
 
     def __init__(self, *, stream: bool, first_ms: float, gap_ms: float) -> None:
         super().__init__(CHAT_PATH, "null", "unknown", stream=stream)
-        self._body = '{"model":"null","stream":%s,"max_tokens":%%d,"timing":{"first_ms":%g,"gap_ms":%g,"tag":%%s}}' % (
-            "true" if stream else "false",
-            first_ms,
-            gap_ms,
-        )
+        self._before = f'{{"model":"null","stream":{str(stream).lower()},"max_tokens":'
+        self._timing = f',"timing":{{"first_ms":{first_ms:g},"gap_ms":{gap_ms:g},"tag":'
 
     def build(self, prompt: str, max_output_tokens: int) -> bytes:
-        return (self._body % (max_output_tokens, prompt)).encode()
+        return f"{self._before}{max_output_tokens}{self._timing}{prompt}}}}}".encode()
 
 
 class StampTarget(NullTarget):
@@ -275,11 +273,14 @@ def burst_costs(streams: int = 20, rounds: int = 100, answers: int = 4) -> Burst
     with socket.create_server(("127.0.0.1", 0), backlog=streams) as listener:
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         with _issuer(url, NullTarget(stream=True, first_ms=0, gap_ms=0), streams) as (issuer, _), _Peer() as peer:
-            issuer.start(monotonic_ns(), _schedule(streams * (answers + 2), 1, None), Slots.constant(streams))
+            # Due when the connections that are opened ahead are ready; else each request would open another.
+            t0_ns = monotonic_ns() + BURST_LEAD_NS
+            issuer.start(t0_ns, _schedule(streams * (answers + 2), 1, None), Slots.constant(streams))
             listener.settimeout(SERVER_START_TIMEOUT_S)
             for _ in range(streams):
                 _step(issuer)
                 peer.add(listener.accept()[0])
+            _run_until(issuer, t0_ns)
             peer.await_requests(issuer)
             word = [_chunked(BURST_EVENT % text) for text in BURST_WORDS]
             peer.send(BURST_HEAD + word[0])
