@@ -11,7 +11,7 @@ help:
 	@echo "make demo-real  set up, then find the bottleneck of a real llama.cpp server"
 	@echo "make test       set up, then lint, check types and run all tests"
 	@echo "make reference  write the generated pages of docs/reference again"
-	@echo "make bench      measure the load engine on this host"
+	@echo "make bench      measure the load engine against known truth (needs cc)"
 
 setup: $(VENV)/.installed
 
@@ -52,7 +52,7 @@ reference: $(VENV)/.installed-dev
 	$(BIN)/python tools/make_reference.py
 
 bench: $(VENV)/.installed-dev
-	$(BIN)/python bench/timing.py
+	$(BIN)/python bench/load.py
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache

@@ -100,6 +100,7 @@ def measure(
     command: Callable[[Server], list[str]],
     *,
     stop_client_s: float | None = None,
+    cwd: Path | None = None,
     timeout_s: float = TIMEOUT_S,
     **server_options: Any,
 ) -> Run:
@@ -109,7 +110,7 @@ def measure(
     """
     stopped: list[int] = []
     with Server(**server_options) as server:
-        tree = Tree(command(server), beside=server.pid)
+        tree = Tree(command(server), beside=server.pid, cwd=cwd)
 
         def stop_and_continue(seconds: float) -> None:
             if server.reached.wait(REACHED_TIMEOUT_S):
