@@ -196,7 +196,7 @@ def cpu_400(bench: Bench) -> Iterator[Row]:
 def arrival(bench: Bench) -> Iterator[Row]:
     """Stamps of tokens against the server's own, from one load process."""
     for name, itl_us, limit_s in (("40 k tokens/s", 10_000, 100e-6), ("80 k tokens/s", 5_000, 1e-3)):
-        load = Load(400 * ROUNDS, TOKENS, concurrency=400, workers=1)
+        load = Load(400 * ROUNDS, TOKENS, concurrency=400, workers=1, force=True)
         with bench.ours(f"arrival-{itl_us}", load, ttft_us=TTFT_US, itl_us=itl_us) as (run, out):
             yield _noise("arrival", run)
             joined = join(out, run.truth)
@@ -266,7 +266,7 @@ def ceiling(bench: Bench) -> Iterator[Row]:
         )
 
     yield Row("ceiling", "C client", text(reference), numbers={"tokens_per_s": reference.truth.tokens_per_s})
-    load = Load(streams * rounds, TOKENS, concurrency=streams)
+    load = Load(streams * rounds, TOKENS, concurrency=streams, force=True)
     with bench.ours("ceiling", load, **options) as (run, _):
         yield _noise("ceiling", reference, run)
         yield _all_done("ceiling", run, load)
@@ -292,7 +292,8 @@ def workers(bench: Bench) -> Iterator[Row]:
         rates, per_cpu, server_cores, runs = [], [], [], []
         for count in (1, 2):
             requests = streams * rounds if stream else 40_000
-            load = Load(requests, TOKENS, concurrency=streams if stream else 50, stream=stream, workers=count)
+            users = streams if stream else 50
+            load = Load(requests, TOKENS, concurrency=users, stream=stream, workers=count, force=True)
             with bench.ours(f"workers-{count}-{stream}", load, priority="nice", **options) as (run, _):
                 units = run.truth.token_total if stream else len(run.truth)
                 rates.append(units / run.load_s)
@@ -335,7 +336,7 @@ def nonstream(bench: Bench) -> Iterator[Row]:
     except BenchError as error:
         yield Row("nonstream", "aiohttp + uvloop", f"skipped: {error}")
     for count in (1, None):
-        load = Load(40_000, TOKENS, concurrency=50, stream=False, workers=count)
+        load = Load(40_000, TOKENS, concurrency=50, stream=False, workers=count, force=True)
         with bench.ours(f"nonstream-{count}", load, **options) as (run, _):
             yield _all_done("nonstream", run, load)
         name = "Pinchpoint" + (", 1 load process" if count else "")
@@ -410,7 +411,7 @@ def freeze_client(bench: Bench) -> Iterator[Row]:
 
 def memory(bench: Bench) -> Iterator[Row]:
     """10 million tokens recorded."""
-    load = Load(50_000, TOKENS, concurrency=400)
+    load = Load(50_000, TOKENS, concurrency=400, force=True)
     with bench.ours("memory", load, ttft_us=20_000, itl_us=3_000, timeout_s=240) as (run, _):
         yield _noise_short("memory", run.truth)
         yield _all_done("memory", run, load)
