@@ -113,6 +113,11 @@ class Driver:
             assert monotonic_ns() < deadline_ns, f"{len(self.ended)} of {self._sent} requests ended"
             self.turn()
 
+    def run_for(self, duration_s: float) -> None:
+        deadline_ns = monotonic_ns() + int(duration_s * NS_PER_S)
+        while monotonic_ns() < deadline_ns:
+            self.turn()
+
     def has_ended(self, number: int) -> bool:
         return any(one.row.request_id == number for one in self.ended)
 

@@ -481,6 +481,8 @@ class Issuer:
 
     def _came(self, connection: Connection, exchange: Exchange, data: bytes, stamp_ns: int, *, kernel: bool) -> None:
         if not data:
+            if connection.state == "tls":
+                exchange.fail("transport_error", "the connection was closed inside the TLS handshake", "tls")
             exchange.closed(monotonic_ns())
             if not exchange.complete and self._resend_stale(connection, exchange):
                 return
