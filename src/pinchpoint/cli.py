@@ -26,7 +26,8 @@ app.command(lab_app)
 
 _LOAD = Group("Load", sort_key=1)
 _ACCESS = Group("Access", sort_key=2)
-_OUTPUT = Group("Output", sort_key=3)
+_ENGINE = Group("Load generator", sort_key=3)
+_OUTPUT = Group("Output", sort_key=4)
 
 Json = Annotated[bool, Parameter(name="--json", negative="", group=_OUTPUT, help="Print JSON and nothing else.")]
 Slos = Annotated[
@@ -113,6 +114,153 @@ def run(
 
 
 @app.command
+def load(
+    url: Annotated[str | None, Parameter(help="Base URL of the service, or of its API.")] = None,
+    /,
+    *,
+    rate: Annotated[str | None, Parameter(group=_LOAD, help="Open loop: requests per second, such as 20.")] = None,
+    concurrency: Annotated[int | None, Parameter(group=_LOAD, help="Closed loop: users, each waiting.")] = None,
+    plan: Annotated[Path | None, Parameter(group=_LOAD, help="Plan file (TOML) with [[stages]] of every kind.")] = None,
+    requests: Annotated[int | None, Parameter(group=_LOAD, help="End after exactly so many requests.")] = None,
+    duration: Annotated[str | None, Parameter(group=_LOAD, help="Send for so long; default 30s.")] = None,
+    arrivals: Annotated[
+        str | None, Parameter(group=_LOAD, help="poisson (default), constant, gamma:CV or bursts:N.")
+    ] = None,
+    think: Annotated[
+        str | None, Parameter(group=_LOAD, help="Closed loop: pause before the next request, such as exponential:2s.")
+    ] = None,
+    model: Annotated[str | None, Parameter(help="Model to ask; default: the first one served.")] = None,
+    workload: Annotated[str | None, Parameter(group=_LOAD, help="chat, chat-short or summarise.")] = None,
+    input_tokens: Annotated[int | None, Parameter(group=_LOAD, help="Length of every prompt.")] = None,
+    output_tokens: Annotated[int | None, Parameter(group=_LOAD, help="Length of every answer.")] = None,
+    stream: Annotated[bool, Parameter(group=_LOAD, help="Ask for streamed answers.")] = True,
+    usage: Annotated[bool, Parameter(group=_LOAD, help="Ask for token counts at the end of streams.")] = True,
+    api: Annotated[str | None, Parameter(help="Path of the API; default /v1/chat/completions.")] = None,
+    seed: Annotated[int | None, Parameter(group=_LOAD, help="Fixes arrivals, lengths and prompts.")] = None,
+    patience: Annotated[
+        str | None, Parameter(group=_LOAD, help="Users hang up after this, such as lognormal:20s:0.5; default: never.")
+    ] = None,
+    retries: Annotated[int | None, Parameter(group=_LOAD, help="Further attempts after a refusal; default 0.")] = None,
+    timeout: Annotated[str | None, Parameter(group=_LOAD, help="Until the whole answer is there; default 5m.")] = None,
+    connect_timeout: Annotated[str | None, Parameter(group=_LOAD, help="Until connected; default 10s.")] = None,
+    first_token_timeout: Annotated[str | None, Parameter(group=_LOAD, help="Until the first token.")] = None,
+    token_timeout: Annotated[str | None, Parameter(group=_LOAD, help="From one token to the next.")] = None,
+    max_in_flight: Annotated[
+        int | None, Parameter(group=_LOAD, help="Guard: end when more requests are unanswered; default 5000.")
+    ] = None,
+    workers: Annotated[int | None, Parameter(group=_ENGINE, help="Load processes; default: one per core.")] = None,
+    realtime: Annotated[bool, Parameter(group=_ENGINE, help="Real-time priority for the load processes.")] = False,
+    force: Annotated[bool, Parameter(group=_ENGINE, help="Send more than this host can; the run is marked.")] = False,
+    header: Annotated[
+        tuple[str, ...],
+        Parameter(group=_ACCESS, negative="", help="'Name: value', secrets as 'Name: env:VARIABLE'. Repeatable."),
+    ] = (),
+    session_header: Annotated[
+        str | None, Parameter(group=_ACCESS, help="Header that carries the session's number.")
+    ] = None,
+    backend: Annotated[
+        tuple[str, ...],
+        Parameter(group=_ACCESS, negative="", help="Another base URL, or URL=WEIGHT; they take turns. Repeatable."),
+    ] = (),
+    proxy: Annotated[str | None, Parameter(group=_ACCESS, help="HTTP proxy; with a password as env:VARIABLE.")] = None,
+    unix_socket: Annotated[str | None, Parameter(group=_ACCESS, help="Path of the service's Unix socket.")] = None,
+    new_connections: Annotated[
+        bool, Parameter(group=_ACCESS, negative="", help="A connection of its own for every request.")
+    ] = False,
+    warm_connections: Annotated[
+        int | None, Parameter(group=_ACCESS, help="Connections opened before the first request.")
+    ] = None,
+    api_key_env: KeyEnv = None,
+    api_key_file: KeyFile = None,
+    ca_file: CaFile = None,
+    out: Annotated[Path | None, Parameter(group=_OUTPUT, help="Run directory to write; must not exist.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Put a plain load on a service and measure it: no search, no diagnosis, no need for /v1/models or /metrics."""
+    from pinchpoint.conclude import judge_load
+    from pinchpoint.loadflags import load_plan
+    from pinchpoint.loadrun import run_load
+    from pinchpoint.report.live import show_progress
+
+    shape = {"preset": workload, "input_tokens": input_tokens, "output_tokens": output_tokens}
+    transport = {
+        "proxy": proxy,
+        "unix_socket": unix_socket,
+        "session_header": session_header,
+        "new_connections": new_connections or None,
+        "warm_connections": warm_connections,
+    }
+    asked = load_plan(
+        plan,
+        {
+            "url": url,
+            "model": model,
+            "seed": seed if seed is not None else random.SystemRandom().randrange(1, 2**31),
+            "stream": stream,
+            "patience": patience,
+            "retries": retries,
+            "timeout": timeout,
+            "connect_timeout": connect_timeout,
+            "first_token_timeout": first_token_timeout,
+            "token_timeout": token_timeout,
+            "max_in_flight": max_in_flight,
+            "workers": workers,
+            "realtime": realtime or None,
+            "api_key_env": api_key_env,
+            "api_key_file": str(api_key_file) if api_key_file else None,
+            "ca_file": str(ca_file) if ca_file else None,
+        },
+        workload={key: value for key, value in shape.items() if value is not None},
+        transport={key: value for key, value in transport.items() if value is not None},
+        headers=header,
+        backends=backend,
+        rate=rate,
+        concurrency=concurrency,
+        requests=requests,
+        duration=duration,
+        arrivals=arrivals,
+        think=think,
+    )
+    _stop_on_signals()
+    with show_progress() as show:
+        command = ("pinchpoint", *sys.argv[1:])
+        outcome = run_load(
+            asked, out=out, on_progress=show, command=command, plan_file=plan, api=api, usage=usage, force=force
+        )
+    answer, code = judge_load(outcome.path)
+    if as_json:
+        from pinchpoint.report.load_answer import load_json
+
+        sys.stdout.write(load_json(answer).decode())
+    else:
+        from rich.console import Console
+
+        from pinchpoint.report.load_text import print_load
+
+        print_load(Console(), answer, paths={"run": outcome.path})
+    if outcome.error is not None:
+        _complain(str(outcome.error))
+        return outcome.error.exit_code
+    return code
+
+
+@app.command
+def calibrate(
+    *,
+    budget: Annotated[str, Parameter(help="Time for all measurements.")] = "20s",
+    as_json: Json = False,
+) -> int:
+    """Measure what this host can send and receive, and how exactly, against a server that only keeps time."""
+    from pinchpoint.calibrate import calibrate as measure_host
+    from pinchpoint.calibrate import render_json, render_text
+    from pinchpoint.units import parse_duration_s
+
+    limits = measure_host(parse_duration_s(budget), on_progress=lambda text: print(text, file=sys.stderr))
+    sys.stdout.write(render_json(limits) if as_json else render_text(limits))
+    return EXIT_OK
+
+
+@app.command
 def probe(
     url: str,
     /,
@@ -126,10 +274,10 @@ def probe(
     """Look at a service without loading it: engine, models, streaming, limits, and what could not be found out."""
     import msgspec
 
+    from pinchpoint.launch import read_api_key
     from pinchpoint.plan import build_plan
     from pinchpoint.probe import probe as probe_service
     from pinchpoint.report.facts import facts_text
-    from pinchpoint.launch import read_api_key
 
     keys = {"api_key_env": api_key_env, "api_key_file": str(api_key_file) if api_key_file else None}
     key = read_api_key(build_plan({"url": url, "seed": 0, **{k: v for k, v in keys.items() if v is not None}}))

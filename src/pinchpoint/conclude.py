@@ -6,13 +6,21 @@ read-only directory) does not keep the answer from being given.
 
 from pathlib import Path
 
-from pinchpoint.errors import UsageError
+from pinchpoint.delivered import delivered
+from pinchpoint.diagnose.check import check
+from pinchpoint.diagnose.features import Features
+from pinchpoint.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_UNSUPPORTED, UsageError
 from pinchpoint.judge import judge
+from pinchpoint.measure import measure
 from pinchpoint.model import Slo, Verdict
+from pinchpoint.outcomes import read_outcomes
 from pinchpoint.report.html import write_html
 from pinchpoint.report.json import verdict_json
+from pinchpoint.report.load_answer import LoadAnswer
 from pinchpoint.rundir import seal_unsealed, write_atomically
 from pinchpoint.series import RunView
+
+UNREACHED = ("transport_error:connect", "transport_error:tls", "timeout:connect")
 
 
 def judge_directory(path: Path, slos: tuple[Slo, ...] | None = None) -> tuple[RunView, Verdict]:
@@ -31,3 +39,20 @@ def write_answer(view: RunView, verdict: Verdict, html_path: Path | None = None)
     except OSError as error:
         raise UsageError(f"cannot write {target}: {error.strerror}; give a writable file with --out") from None
     return target
+
+
+def judge_load(path: Path) -> tuple[LoadAnswer, int]:
+    """The answer of a plain load and its exit code: 3 when the run supports no figures, 4 when nothing was reached.
+
+    Raises RunFormatError for a directory that cannot be read.
+    """
+    view = RunView(seal_unsealed(path))
+    outcomes = read_outcomes(view)
+    results = tuple(view.stage_result(stage, ()) for stage in view.stages)
+    validity, reasons = check(Features(view, (), results))
+    answer = LoadAnswer(view.manifest, validity, reasons, measure(view, outcomes), delivered(view, outcomes))
+    total = answer.result.total
+    unreached = sum(n for kind, n in total.errors.items() if kind in UNREACHED)
+    if total.offered and unreached == total.offered:
+        return answer, EXIT_UNREACHABLE
+    return answer, EXIT_UNSUPPORTED if validity == "INVALID" or not total.completed else EXIT_OK

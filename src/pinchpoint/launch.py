@@ -11,12 +11,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pinchpoint.errors import UsageError
-from pinchpoint.load.fleet import usable_cpus
+from pinchpoint.errors import PinchpointError, UsageError
+from pinchpoint.load.fleet import Fleet, usable_cpus
 from pinchpoint.load.messages import Habits, Prompts, Timeouts, WorkerConfig
 from pinchpoint.load.wire import Endpoint, resolve
 from pinchpoint.model import TargetFacts
 from pinchpoint.plan import Plan
+from pinchpoint.recorder import Recorder
 
 RUNS_DIRECTORY = "pinchpoint-runs"
 DEFAULT_KEY_ENV = "PINCHPOINT_API_KEY"
@@ -27,6 +28,14 @@ SECRET_HEADERS = ("authorization", "cookie", "api-key", "apikey", "token", "secr
 FROM_ENVIRONMENT = "env:"
 FORBIDDEN_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding"})
 """Headers that the engine itself must set, or the answers cannot be read."""
+
+
+class RunOutcome:
+    """Where the run lies, and the error that ended it early, if one did."""
+
+    def __init__(self, path: Path, error: PinchpointError | None) -> None:
+        self.path = path
+        self.error = error
 
 
 @dataclass(frozen=True)
@@ -180,3 +189,16 @@ def check_writable(out: Path | None) -> None:
         parent = parent.parent
     if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
         raise UsageError(f"cannot write into {parent}; give a writable directory with --out")
+
+
+def tell_hellos(fleet: Fleet, recorder: Recorder) -> None:
+    """Where and how the load processes run, for the record."""
+    for hello in fleet.hellos.values():
+        recorder.on_event("worker", worker=hello.worker, pid=hello.pid, cpu=hello.cpu, realtime=hello.realtime)
+        for note in hello.notes:
+            recorder.on_event("client", message=note)
+
+
+def tell_lost(fleet: Fleet, recorder: Recorder) -> None:
+    for worker, sentence in zip(fleet.lost_workers, fleet.lost, strict=True):
+        recorder.on_event("worker-lost", worker=worker, message=sentence)

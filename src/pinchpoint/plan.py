@@ -37,11 +37,15 @@ class LengthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class WorkloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """preset: see `docs/reference/workloads.md`. The token counts replace the preset's means, keeping its shape."""
+    """preset: see `docs/reference/workloads.md`. The token counts replace the preset's means, keeping its shape.
+
+    exact: a token count that is given is the length of every request, without any scatter.
+    """
 
     preset: str = "chat"
     input_tokens: int | None = None
     output_tokens: int | None = None
+    exact: bool = False
 
 
 class _Open(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_fields=True, kw_only=True):

@@ -14,10 +14,13 @@ from pinchpoint.clock import monotonic_ns
 from pinchpoint.errors import PinchpointError, TargetError, UsageError
 from pinchpoint.launch import (
     RUNS_DIRECTORY,
+    RunOutcome,
     check_writable,
     new_run_id,
     open_access,
     read_api_key,
+    tell_hellos,
+    tell_lost,
     worker_configs,
     worker_count,
 )
@@ -73,14 +76,6 @@ class LiveDriver:
         if planned > 0 and REFIT_RANGE[0] < measured / planned < REFIT_RANGE[1]:
             self._prompts.tokens_per_word *= measured / planned
             self._fleet.calibrate(Calibration(self._prompts.tokens_per_word, overhead_tokens))
-
-
-class RunOutcome:
-    """Where the run lies, and the error that ended it early, if one did."""
-
-    def __init__(self, path: Path, error: PinchpointError | None) -> None:
-        self.path = path
-        self.error = error
 
 
 def run_live(
@@ -184,19 +179,6 @@ def run_live(
         recorder.close()
         writer.seal(status, reason)
     return RunOutcome(path, error)
-
-
-def tell_hellos(fleet: Fleet, recorder: Recorder) -> None:
-    """Where and how the load processes run, for the record."""
-    for hello in fleet.hellos.values():
-        recorder.on_event("worker", worker=hello.worker, pid=hello.pid, cpu=hello.cpu, realtime=hello.realtime)
-        for note in hello.notes:
-            recorder.on_event("client", message=note)
-
-
-def tell_lost(fleet: Fleet, recorder: Recorder) -> None:
-    for worker, sentence in zip(fleet.lost_workers, fleet.lost, strict=True):
-        recorder.on_event("worker-lost", worker=worker, message=sentence)
 
 
 def _join(url: str, path: str | None) -> str | None:

@@ -123,7 +123,7 @@ class Issuer:
         self.poll_ns = 0
         """Time spent waiting in epoll: wall time minus this is how busy the loop is."""
         self.stall_ns = 0
-        """Longest time lately that the loop could not look at its sockets, or woke up late. The reader sets it to 0."""
+        """Longest time lately that the loop could not look at its sockets, or woke up late."""
         self._left_poll_ns = monotonic_ns()
         self._crowded = False
         """Events come one by one and faster than a nap lasts."""
@@ -271,6 +271,11 @@ class Issuer:
             if exchange.take(data, seconds * NS_PER_S + nanoseconds - offset_ns):
                 self._finish(connection, exchange)
         return after_ns
+
+    def forget_stall(self) -> None:
+        """What kept the loop from its sockets until now was no stop."""
+        self.stall_ns = 0
+        self._left_poll_ns = monotonic_ns()
 
     def close(self) -> None:
         for connection in list(self._connections.values()):

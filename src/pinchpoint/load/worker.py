@@ -138,12 +138,15 @@ class _Worker:
         while self._pipe.poll():
             order = self._pipe.recv()
             if isinstance(order, StepOrder):
-                if not self._issuer.in_flight:
+                idle = not self._issuer.in_flight
+                if idle:
                     gc.collect()
                 self._follow = order.follow
                 self._issuer.start(order.t0_ns, order.schedule, order.slots, order.duration_ns)
                 self._orders += 1
                 self._count(monotonic_ns())
+                if idle:
+                    self._issuer.forget_stall()  # taking the order held up nothing
             elif isinstance(order, Calibration):
                 self._config.prompts.tokens_per_word = order.tokens_per_word
                 self._config.prompts.overhead_tokens = order.overhead_tokens

@@ -41,7 +41,8 @@ def resolve_lengths(spec: WorkloadSpec, context_tokens: int | None) -> Lengths:
     if preset is None:
         raise UsageError(f"there is no workload {spec.preset!r}; choose from {', '.join(presets())}")
     lengths = Lengths(
-        _scaled(preset.input_tokens, spec.input_tokens), _scaled(preset.output_tokens, spec.output_tokens)
+        _scaled(preset.input_tokens, spec.input_tokens, spec.exact),
+        _scaled(preset.output_tokens, spec.output_tokens, spec.exact),
     )
     if context_tokens is None:
         return lengths
@@ -56,10 +57,12 @@ def resolve_lengths(spec: WorkloadSpec, context_tokens: int | None) -> Lengths:
     return Lengths(_cut(lengths.input_tokens, input_max), _cut(lengths.output_tokens, output_max))
 
 
-def _scaled(spec: LengthSpec, mean: int | None) -> LengthSpec:
-    """The same shape around another mean."""
+def _scaled(spec: LengthSpec, mean: int | None, exact: bool) -> LengthSpec:
+    """The same shape around another mean, or no scatter at all."""
     if mean is None:
         return spec
+    if exact:
+        return LengthSpec(mean, 0.0, mean, mean)
     ratio = mean / spec.mean
     return LengthSpec(mean, spec.sigma, max(1, round(spec.min * ratio)), max(1, round(spec.max * ratio)))
 

@@ -1,0 +1,464 @@
+"""A plain load: the stages of a plan, one after the other, without search and without diagnosis.
+
+Needs nothing of the service but the API under load. The stages follow each other without a pause: the next one begins
+at the instant at which the one before stops sending, while its last answers may still be under way. From the moment the
+run directory exists, every way out (done, Ctrl-C, a guard, dead load processes) closes the writers and seals.
+"""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+
+from pinchpoint.calibrate import Demand, check_plan, quick_limits
+from pinchpoint.clock import NS_PER_S, monotonic_ns
+from pinchpoint.errors import GuardError, PinchpointError, UnsupportedMeasurementError, UsageError
+from pinchpoint.fetch import FetchError, exchange, tls_context
+from pinchpoint.launch import (
+    RUNS_DIRECTORY,
+    Access,
+    RunOutcome,
+    check_writable,
+    new_run_id,
+    open_access,
+    read_api_key,
+    tell_hellos,
+    tell_lost,
+    worker_configs,
+    worker_count,
+)
+from pinchpoint.load.counters import Totals, quantile_of
+from pinchpoint.load.fleet import Fleet
+from pinchpoint.load.messages import Command
+from pinchpoint.model import Progress, Stage, TargetFacts
+from pinchpoint.plan import (
+    WARM_CONNECTIONS_MAX,
+    ClosedStage,
+    OnOffStage,
+    OpenStage,
+    Plan,
+    RampStage,
+    SessionsStage,
+    SineStage,
+    SpikeStage,
+    StageSpec,
+    StepsStage,
+)
+from pinchpoint.recorder import ProgressSink, Recorder, new_manifest
+from pinchpoint.rundir import RunWriter
+from pinchpoint.targets.openai import CHAT_PATH, COMPLETIONS_PATH
+from pinchpoint.workload.lengths import Lengths, resolve_lengths
+from pinchpoint.workload.prompts import PromptWriter
+from pinchpoint.workload.schedule import Scheduler, StageLoad, check_stages
+
+LEAD_S = 0.25
+"""From handing out the first stage to its first instant: the orders are read every tenth of a second."""
+TLS_CONNECT_S = 0.002
+"""CPU time of a TLS handshake: so much more lead for each connection that is opened ahead."""
+AHEAD_S = 1.0
+"""The next stage is handed out so long before it begins."""
+POLL_S = 0.1
+PROGRESS_PERIOD_S = 0.25
+PROGRESS_WINDOW_S = 5.0
+POOL_REQUESTS_MIN = 2048
+POOL_REQUESTS_PER_USER = 16
+POOL_LOW_S = 2.0
+"""A closed loop gets more requests when those it has left last shorter than this at its present pace."""
+POOL_GROWTH_S = 6.0
+CANCEL_PATIENCE_S = 5.0
+DRAIN_SPARE_S = 5.0
+"""Requests end by their own timeouts; a load process that does not end one is given up so much later."""
+MODELS_TIMEOUT_S = 2.0
+MODELS_BYTES_MAX = 1 << 20
+DEFAULT_MODEL = "default"
+"""Named when nobody says which one: servers of one model take any name."""
+OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
+"""`owned_by` of /v1/models -> engine, so that answers of the asked length can be asked for."""
+
+
+def run_load(
+    plan: Plan,
+    *,
+    out: Path | None,
+    on_progress: ProgressSink,
+    command: Sequence[str] = (),
+    plan_file: Path | None = None,
+    api: str | None = None,
+    usage: bool = True,
+    force: bool = False,
+) -> RunOutcome:
+    """Runs the stages of the plan. Raises before anything was sent; later errors are returned.
+
+    api: path of the API, else that of the URL, else chat completions. usage: ask for usage in streams. force: send even
+    what this host cannot, and mark the run. Raises UnsupportedMeasurementError for a plan beyond the host's limits.
+    """
+    if not plan.stages:
+        raise UsageError("a load needs --rate, --concurrency or a plan with [[stages]]; `pinchpoint run` searches")
+    api_key = read_api_key(plan)
+    check_stages(plan)
+    check_writable(out)
+    plan, path_of_url = _split_api(plan)
+    access = open_access(plan, api_key)
+    facts = _facts(plan, api or path_of_url or CHAT_PATH, api_key, access)
+    lengths = resolve_lengths(plan.workload, None)
+    workers = worker_count(plan, shared_host=access.local)
+    limits = quick_limits()
+    problems = check_plan(limits, _demand(plan, lengths, workers, len(access.endpoints)))
+    if problems and not force:
+        raise UnsupportedMeasurementError(f"this host cannot carry the plan: {problems[0]} (or --force it)")
+    started_s = time.time()
+    path = out or Path(RUNS_DIRECTORY) / new_run_id(plan, started_s)
+    manifest = new_manifest(
+        plan,
+        facts,
+        path.name,
+        t0_ns=monotonic_ns(),
+        started_wall=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),
+        virtual=False,
+        command=command,
+    )
+    writer = RunWriter(path, manifest)
+    if plan_file is not None:
+        (path / "plan.toml").write_bytes(plan_file.read_bytes())
+    recorder = Recorder(writer, monotonic_ns, on_progress)
+    for problem in problems:
+        recorder.on_event("beyond-limits", message=problem)
+    recorder.on_event("host-limits", limits=msgspec.to_builtins(limits))
+    recorder.on_event("dns", seconds=[endpoint.dns_s for endpoint in access.endpoints])
+    configs = worker_configs(
+        plan,
+        facts,
+        access,
+        path,
+        PromptWriter(plan.seed, None, None),
+        workers=workers,
+        shared_host=access.local,
+        warm_connections=_warm_connections(plan),
+        stream=plan.stream,
+        usage=usage,
+    )
+    error: PinchpointError | None = None
+    status, reason = "complete", None
+    fleet = load = None
+    try:
+        fleet = Fleet(configs)
+        load = _Load(fleet, recorder, Scheduler.of(plan, lengths), plan)
+        load.prepare()
+        fleet.await_ready()
+        tell_hellos(fleet, recorder)
+        load.run(lead_s=LEAD_S + (TLS_CONNECT_S * _warm_connections(plan) if access.endpoints[0].tls else 0.0))
+    except KeyboardInterrupt:
+        status, reason = "aborted", "interrupted by the user"
+        if load is not None:
+            load.interrupt(reason)
+    except PinchpointError as caught:
+        status, reason, error = "aborted", str(caught), caught
+        if load is not None:
+            load.interrupt(reason)
+    finally:
+        if fleet is not None:
+            fleet.close()
+            tell_lost(fleet, recorder)
+        recorder.close()
+        writer.seal(status, reason)
+    return RunOutcome(path, error)
+
+
+class _Running(NamedTuple):
+    """A stage that was handed out. end_ns: nothing is sent from then on; None: until its requests are over."""
+
+    index: int
+    asked: StageLoad
+    t0_ns: int
+    end_ns: int | None
+
+
+class _Load:
+    """Hands out the stages in time, keeps closed loops supplied, watches, shows progress."""
+
+    def __init__(self, fleet: Fleet, recorder: Recorder, scheduler: Scheduler, plan: Plan) -> None:
+        self._fleet = fleet
+        self._recorder = recorder
+        self._scheduler = scheduler
+        self._plan = plan
+        self._max_in_flight = max(plan.max_in_flight, *(_users(spec) for spec in plan.stages))
+        self._next: StageLoad | None = None
+        self._open: list[_Running] = []
+        """Stages that were handed out and are not yet in the manifest."""
+        self._orders = 0
+        self._begun_ns = monotonic_ns()
+        self._shown_ns = 0
+        self._history: deque[tuple[int, Totals]] = deque()
+        self._topped_ns = 0
+
+    def prepare(self) -> None:
+        """Makes the first schedule; the load processes start meanwhile."""
+        self._next = self._make(0)
+
+    def run(self, lead_s: float) -> None:
+        t0_ns = monotonic_ns() + round(lead_s * NS_PER_S)
+        for index in range(len(self._plan.stages)):
+            running = self._begin(index, t0_ns)
+            self._next = self._make(index + 1) if index + 1 < len(self._plan.stages) else None
+            t0_ns = self._carry_out(running, last=self._next is None)
+        self._settle()
+
+    def interrupt(self, reason: str) -> None:
+        """Sends nothing more, withdraws what is in flight, and keeps what was measured."""
+        if not self._fleet.size:
+            self._close_stages(monotonic_ns(), reason)
+            return
+        self._fleet.command(Command("cancel", reason))
+        deadline_s = time.monotonic() + CANCEL_PATIENCE_S
+        while self._fleet.size and self._fleet.totals().in_flight and time.monotonic() < deadline_s:
+            try:
+                self._fleet.poll(POLL_S)
+            except PinchpointError:
+                break
+        self._close_stages(monotonic_ns(), reason)
+
+    def _make(self, index: int) -> StageLoad:
+        spec = self._plan.stages[index]
+        return self._scheduler.stage(index, spec, pool=max(POOL_REQUESTS_MIN, POOL_REQUESTS_PER_USER * _users(spec)))
+
+    def _begin(self, index: int, t0_ns: int) -> _Running:
+        asked = self._next
+        assert asked is not None
+        end_ns = None if asked.duration_ns is None else t0_ns + asked.duration_ns
+        running = _Running(index, asked, t0_ns, end_ns)
+        self._open.append(running)
+        self._recorder.on_schedule(asked.schedule)
+        self._fleet.start_step(t0_ns, asked.schedule, asked.slots, follow=False, duration_ns=asked.duration_ns)
+        self._orders += 1
+        return running
+
+    def _carry_out(self, running: _Running, *, last: bool) -> int:
+        """Until it is time to hand out the next stage; returns when that one begins."""
+        while True:
+            totals = self._watch(running)
+            now_ns = monotonic_ns()
+            if self._is_over(totals):
+                end_ns = running.end_ns
+                return end_ns if end_ns is not None and end_ns > now_ns else now_ns + round(LEAD_S * NS_PER_S)
+            if running.end_ns is not None and not last and now_ns >= running.end_ns - round(AHEAD_S * NS_PER_S):
+                return running.end_ns
+            if last and running.end_ns is not None and now_ns >= running.end_ns:
+                return running.end_ns
+
+    def _settle(self) -> None:
+        """Waits for the last answers; each ends by its own timeouts."""
+        deadline_s = time.monotonic() + self._plan.timeout_s + DRAIN_SPARE_S
+        running = self._open[-1]
+        while not self._is_over(self._watch(running)):
+            if time.monotonic() > deadline_s:
+                self._fleet.command(Command("cancel", "the load ended and the request had outlived its timeout"))
+                break
+        self._close_stages(monotonic_ns(), "")
+
+    def _is_over(self, totals: Totals) -> bool:
+        """Whether every order was read and everything that was to be sent has ended."""
+        heard = totals.orders >= self._orders * self._fleet.size
+        return heard and totals.unissued == 0 and totals.in_flight == 0
+
+    def _watch(self, running: _Running) -> Totals:
+        """One round: hears of dead processes, tops up, guards, shows."""
+        lost = len(self._fleet.lost)
+        self._fleet.poll(POLL_S)
+        for sentence in self._fleet.lost[lost:]:
+            self._recorder.on_event("client", message=sentence)
+        totals, now_ns = self._fleet.totals(), monotonic_ns()
+        self._history.append((now_ns, totals))
+        while len(self._history) > 2 and self._history[1][0] < now_ns - round(PROGRESS_WINDOW_S * NS_PER_S):
+            self._history.popleft()
+        if totals.in_flight > self._max_in_flight:
+            raise GuardError(
+                f"stopped by the guard: {totals.in_flight} requests were unanswered, {self._max_in_flight} are allowed "
+                "(--max-in-flight)"
+            )
+        if running.asked.endless:
+            self._top_up(running, totals, now_ns)
+        if now_ns - self._shown_ns >= PROGRESS_PERIOD_S * NS_PER_S:
+            self._shown_ns = now_ns
+            self._recorder.on_progress(self._progress(running, totals, now_ns))
+        return totals
+
+    def _top_up(self, running: _Running, totals: Totals, now_ns: int) -> None:
+        if totals.orders < self._orders * self._fleet.size:
+            return  # what was sent last is not yet counted
+        (then_ns, before), (_, latest) = self._history[0], self._history[-1]
+        pace_rps = (latest.issued - before.issued) / max((now_ns - then_ns) / NS_PER_S, POLL_S)
+        users = running.asked.concurrency or 1
+        if totals.pool_left > POOL_LOW_S * pace_rps + POOL_REQUESTS_PER_USER * users / 2:
+            return
+        if running.end_ns is not None and now_ns >= running.end_ns:
+            return
+        wanted = max(POOL_REQUESTS_MIN, POOL_REQUESTS_PER_USER * users, round(POOL_GROWTH_S * pace_rps))
+        more = self._scheduler.more(running.index, wanted)
+        self._recorder.on_schedule(more)
+        self._fleet.start_step(running.t0_ns, more, follow=False, duration_ns=running.asked.duration_ns)
+        self._orders += 1
+
+    def _close_stages(self, now_ns: int, reason: str) -> None:
+        for running in self._open:
+            spec, asked = self._plan.stages[running.index], running.asked
+            t1_ns = now_ns if running.end_ns is None else min(running.end_ns, now_ns)
+            self._recorder.on_stage(
+                Stage(
+                    index=running.index,
+                    kind="load",
+                    name=spec.name or f"stage {running.index + 1}",
+                    t0_ns=running.t0_ns,
+                    t1_ns=max(running.t0_ns + 1, t1_ns),
+                    drained_ns=max(running.t0_ns + 1, now_ns),
+                    settle_ns=0,
+                    rate_rps=asked.rate_rps,
+                    concurrency=asked.concurrency,
+                    think_s=asked.think_s,
+                    arrivals=asked.arrivals,
+                    profile=asked.profile,
+                    reason=reason,
+                )
+            )
+        self._open.clear()
+
+    def _progress(self, running: _Running, totals: Totals, now_ns: int) -> Progress:
+        (then_ns, before) = self._history[0]
+        elapsed_s = max((now_ns - then_ns) / NS_PER_S, 1e-3)
+        ttft = totals.ttft_counts - before.ttft_counts if then_ns < now_ns else totals.ttft_counts
+        tpot = totals.tpot_counts - before.tpot_counts if then_ns < now_ns else totals.tpot_counts
+        left_s = _left_s(self._plan.stages[running.index :], running, now_ns)
+        name = self._plan.stages[running.index].name or f"stage {running.index + 1} of {len(self._plan.stages)}"
+        return Progress(
+            phase="load",
+            detail=name,
+            elapsed_s=(now_ns - self._begun_ns) / NS_PER_S,
+            left_s=left_s,
+            rate_rps=running.asked.rate_rps,
+            in_flight=totals.in_flight,
+            completed=totals.ok,
+            errors=totals.failed,
+            output_tokens_per_s=max(0.0, (totals.tokens - before.tokens) / elapsed_s),
+            ttft_p50_s=quantile_of(np.maximum(ttft, 0), 0.5),
+            ttft_p95_s=quantile_of(np.maximum(ttft, 0), 0.95),
+            tpot_p50_s=quantile_of(np.maximum(tpot, 0), 0.5),
+            tpot_p95_s=quantile_of(np.maximum(tpot, 0), 0.95),
+            lower_rps=None,
+            upper_rps=None,
+        )
+
+
+def _left_s(specs: Sequence[StageSpec], running: _Running, now_ns: int) -> float | None:
+    """Time to the end of sending; None when a stage ends with its requests and nobody knows when."""
+    if running.end_ns is None:
+        return None
+    left_s = (running.end_ns - now_ns) / NS_PER_S
+    for spec in specs[1:]:
+        duration_s = getattr(spec, "duration_s", None)
+        if duration_s is None:
+            return None
+        left_s += duration_s
+    return max(0.0, left_s)
+
+
+def _users(spec: StageSpec) -> int:
+    return max(spec.concurrency, spec.to_concurrency or 0) if isinstance(spec, ClosedStage) else 0
+
+
+def _peak_rps(spec: StageSpec) -> float:
+    """Highest offered rate of an open-loop stage; 0 where it depends on answers or on a trace."""
+    match spec:
+        case OpenStage() | OnOffStage() | SessionsStage():
+            return spec.rate_rps
+        case RampStage():
+            return max(spec.from_rps, spec.to_rps)
+        case StepsStage():
+            return max(spec.rates_rps)
+        case SpikeStage():
+            return max(spec.base_rps, spec.peak_rps)
+        case SineStage():
+            return spec.mean_rps * (1 + spec.amplitude_ratio)
+        case _:
+            return 0.0
+
+
+def _warm_connections(plan: Plan) -> int:
+    """Connections that are opened before the first stage, of all workers together. A closed loop adds its users."""
+    if plan.transport.new_connections:
+        return 0
+    if plan.transport.warm_connections is not None:
+        return plan.transport.warm_connections
+    return min(WARM_CONNECTIONS_MAX, int(np.ceil(_peak_rps(plan.stages[0]))))
+
+
+def _demand(plan: Plan, lengths: Lengths, workers: int, addresses: int) -> Demand:
+    """The peak of all stages. What a closed loop sends depends on the service, so there only its users count."""
+    peak_rps = max(map(_peak_rps, plan.stages))
+    return Demand(
+        rate_rps=peak_rps,
+        concurrency=max(map(_users, plan.stages)),
+        tokens_per_s=peak_rps * lengths.output_tokens.mean if plan.stream else 0.0,
+        workers=workers,
+        prompt_tokens=lengths.input_tokens.mean,
+        new_connections_rps=peak_rps if plan.transport.new_connections else 0.0,
+        addresses=addresses,
+    )
+
+
+def _split_api(plan: Plan) -> tuple[Plan, str | None]:
+    """A URL that names the API itself: its base, and the path."""
+    url = plan.url.rstrip("/")
+    for path in (CHAT_PATH, COMPLETIONS_PATH):
+        if url.endswith(path):
+            return msgspec.structs.replace(plan, url=url.removesuffix(path) or url), path
+    return plan, None
+
+
+class _Model(msgspec.Struct):
+    id: str
+    owned_by: str = ""
+
+
+class _Models(msgspec.Struct):
+    data: list[_Model] = []
+
+
+def _facts(plan: Plan, api: str, api_key: str | None, access: Access) -> TargetFacts:
+    """What is known without a probe: the model from /v1/models, if there is such a page, and else the plan's."""
+    direct = plan.transport.proxy is None and plan.transport.unix_socket is None
+    models = _listed_models(plan, access) if direct else None
+    listed = tuple(model.id for model in models.data) if models is not None else ()
+    engine = next((OWNERS[m.owned_by] for m in models.data if m.owned_by in OWNERS), None) if models else None
+    unknown = () if listed else ("the service lists no models",)
+    return TargetFacts(
+        url=plan.url,
+        engine=engine or "unknown",
+        engine_evidence=("owned_by of /v1/models",) if engine else (),
+        api=api,
+        models=listed,
+        model=plan.model or (listed[0] if listed else DEFAULT_MODEL),
+        streaming=plan.stream,
+        metrics_url=plan.metrics_url,
+        unknown=unknown,
+    )
+
+
+def _listed_models(plan: Plan, access: Access) -> _Models | None:
+    """None when there is no such page, or it says nothing that we understand: a load does not need it."""
+    tls = tls_context(plan.ca_file) if access.endpoints[0].tls else None
+    base = plan.url.rstrip("/").removesuffix("/v1")
+    try:
+        answer = exchange(
+            "GET",
+            f"{base}/v1/models",
+            headers=dict(access.headers),
+            timeout_s=MODELS_TIMEOUT_S,
+            max_bytes=MODELS_BYTES_MAX,
+            tls=tls,
+        )
+        return msgspec.json.decode(answer.body, type=_Models) if answer.status == 200 else None
+    except (FetchError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
