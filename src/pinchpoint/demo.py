@@ -74,6 +74,6 @@ def _await_url(lab: "subprocess.Popen[str]") -> str:
     document = ""
     for line in lab.stdout:
         document += line
-        if line.startswith("}"):
-            return str(json.loads(document)["url"])
+        if line.startswith("}") and "url" in (told := json.loads(document)):
+            return str(told["url"])
     raise DemoError(f"the lab ended before it listened (exit code {lab.wait()}); see its message above")

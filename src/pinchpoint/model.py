@@ -253,7 +253,7 @@ class Progress(msgspec.Struct, frozen=True):
     """What the live screen shows while a run goes on. Quantiles cover the last few seconds; None = nothing yet."""
 
     phase: str
-    """probe, warm-up, search, overload, recovery, sealing"""
+    """probe, warm-up, search, overload, recovery, load (a plain load), sealing"""
     detail: str
     elapsed_s: float
     left_s: float | None

@@ -26,6 +26,8 @@ PLAIN_PERIOD_S = 5.0
 REFRESH_HZ = 4.0
 """Redraws per second: each costs CPU time that the load generator may need."""
 STEPS_SHOWN = 8
+PLAIN_LOAD = "load"
+"""Phase in which nobody looks for a capacity."""
 LABEL_COLUMNS = 10
 
 Show = Callable[[Progress], None]
@@ -100,7 +102,7 @@ def progress_line(progress: Progress) -> str:
         f"TTFT p50 {format_duration(progress.ttft_p50_s)} p95 {format_duration(progress.ttft_p95_s)}",
         f"TPOT p50 {format_duration(progress.tpot_p50_s)} p95 {format_duration(progress.tpot_p95_s)}",
         f"{significant(progress.output_tokens_per_s)} tokens/s",
-        f"capacity {_bracket(progress)}",
+        f"capacity {_bracket(progress)}" if progress.phase != PLAIN_LOAD else "",
         f"{_left(progress)}",
     ]
     return " | ".join(field for field in fields if field)
@@ -126,7 +128,8 @@ def render_progress(progress: Progress) -> RenderableType:
     grid.add_row("TTFT", f"p50 {format_duration(progress.ttft_p50_s)}   p95 {format_duration(progress.ttft_p95_s)}")
     grid.add_row("TPOT", f"p50 {format_duration(progress.tpot_p50_s)}   p95 {format_duration(progress.tpot_p95_s)}")
     grid.add_row("output", f"{significant(progress.output_tokens_per_s)} tokens/s")
-    grid.add_row("capacity", Text(_bracket(progress), style="bold"))
+    if progress.phase != PLAIN_LOAD:
+        grid.add_row("capacity", Text(_bracket(progress), style="bold"))
     steps = Table.grid(padding=(0, 2, 0, 0))
     for _ in range(3):
         steps.add_column()
