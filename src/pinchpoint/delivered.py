@@ -17,7 +17,7 @@ from pinchpoint.goodness import fit, two_sample_distance
 from pinchpoint.model import STATUSES, Stage
 from pinchpoint.outcomes import Outcomes, read_outcomes
 from pinchpoint.series import RunView
-from pinchpoint.units import format_duration, format_ratio, significant
+from pinchpoint.units import counted, format_duration, format_ratio, significant
 
 SECONDS_MAX = 3600
 """Rows of the table by time; of longer runs a row holds more than one second."""
@@ -322,9 +322,9 @@ def _unsent_flags(o: Outcomes) -> list[str]:
     dropped, lost = int((o.status == STATUSES.index("dropped")).sum()), len(o.lost_stage)
     flags = []
     if dropped:
-        flags.append(f"{dropped} requests were due and never sent: this host could not")
+        flags.append(f"{counted(dropped, 'request')} never left: this host could not send what was due")
     if lost:
-        flags.append(f"{lost} requests were due and left no record: their load process died or was killed")
+        flags.append(f"{counted(lost, 'request')} left no record: a load process died or was killed")
     return flags
 
 

@@ -20,6 +20,12 @@ from pinchpoint.stats import NORMAL_QUANTILE_975, clustered_ratio
 if TYPE_CHECKING:
     import pyarrow as pa
 
+HALF_WIDTH = RELATIVE_WIDTH / 2
+"""How far a quantile of the histogram may be off, relative."""
+MIN_REQUESTS_BEYOND = 5
+"""Requests with gaps on either side of a quantile for which an interval is given. With fewer than 3.7 expected, the
+chance that none of them shows is above the 2.5 % that the interval leaves to each side, however many gaps there are."""
+
 
 @dataclass
 class GapDigest:
@@ -34,12 +40,14 @@ class GapDigest:
 @dataclass
 class _Clusters:
     """Per request, in the order of the records: when it was due, its gaps, their sum, and how many lie at or below
-    each quantile."""
+    each quantile; the smallest and the largest gap, NaN without any."""
 
     scheduled_ns: list[np.ndarray] = field(default_factory=list)
     gaps: list[np.ndarray] = field(default_factory=list)
     sum_s: list[np.ndarray] = field(default_factory=list)
     at_or_below: list[np.ndarray] = field(default_factory=list)
+    min_s: list[np.ndarray] = field(default_factory=list)
+    max_s: list[np.ndarray] = field(default_factory=list)
 
 
 def digest_gaps(
@@ -59,7 +67,7 @@ def digest_gaps(
             digests[number].histogram.add(gaps.of(mask))
     if count == 1:
         digests[1].histogram = digests[0].histogram
-    thresholds_s = [[digest.histogram.quantile(q) or 0.0 for q in levels] for digest in digests]
+    thresholds_s = [[(digest.histogram.quantile(q) or 0.0) * (1 + HALF_WIDTH) for q in levels] for digest in digests]
     clusters = [_Clusters() for _ in digests]
     for batch in run.record_batches(("request_id", "scheduled_ns", "chunk_ns")):
         gaps = _batch_gaps(batch)
@@ -71,6 +79,8 @@ def digest_gaps(
             mine.gaps.append(gaps.count[mask])
             mine.sum_s.append(gaps.sum_s[mask])
             mine.at_or_below.append(gaps.at_or_below(thresholds_s[number], mask))
+            mine.min_s.append(gaps.extreme(np.minimum)[mask])
+            mine.max_s.append(gaps.extreme(np.maximum)[mask])
     for digest, mine in zip(digests, clusters, strict=True):
         if mine.gaps:
             _intervals(digest, mine, levels)
@@ -118,6 +128,15 @@ class _BatchGaps:
             result[:, i] = (running[ends] - running[ends - self.count])[requests]
         return result
 
+    def extreme(self, of: np.ufunc) -> np.ndarray:
+        """The smallest or largest gap of each request; NaN without any."""
+        result = np.full(len(self.count), np.nan)
+        some = self.count > 0
+        if some.any():
+            starts = np.cumsum(self.count) - self.count
+            result[some] = of.reduceat(self.gap_s, starts[some])
+        return result
+
 
 def _batch_gaps(batch: "pa.RecordBatch") -> _BatchGaps:
     column = batch.column("chunk_ns")
@@ -143,8 +162,13 @@ def _intervals(digest: GapDigest, clusters: _Clusters, levels: Sequence[float]) 
         half_s = NORMAL_QUANTILE_975 * mean[1]
         digest.mean_interval = (mean[0] - half_s, mean[0] + half_s)
     at_or_below = np.concatenate(clusters.at_or_below)[order]
+    min_s, max_s = np.concatenate(clusters.min_s), np.concatenate(clusters.max_s)
     for i, q in enumerate(levels):
-        digest.intervals[q] = _interval(digest.histogram, q, clustered_ratio(at_or_below[:, i], sizes))
+        quantile_s = digest.histogram.quantile(q) or 0.0
+        below = int((min_s <= quantile_s * (1 + HALF_WIDTH)).sum())
+        above = int((max_s >= quantile_s * (1 - HALF_WIDTH)).sum())
+        share = clustered_ratio(at_or_below[:, i], sizes) if min(below, above) >= MIN_REQUESTS_BEYOND else None
+        digest.intervals[q] = _interval(digest.histogram, q, share)
 
 
 def _interval(histogram: LogHistogram, q: float, share: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -159,4 +183,4 @@ def _interval(histogram: LogHistogram, q: float, share: tuple[float, float] | No
     low_s, high_s = histogram.quantile(low), histogram.quantile(high)
     if low_s is None or high_s is None:
         return None
-    return low_s * (1 - RELATIVE_WIDTH / 2), high_s * (1 + RELATIVE_WIDTH / 2)  # the histogram's own error
+    return low_s * (1 - HALF_WIDTH), high_s * (1 + HALF_WIDTH)  # the histogram's own error

@@ -24,6 +24,7 @@ from pinchpoint.model import ERROR_STATUSES, STATUSES, Stage
 from pinchpoint.outcomes import Outcomes, read_outcomes
 from pinchpoint.series import RunView
 from pinchpoint.stats import MIN_COUNT_FOR_QUANTILE, dependent_quantile_intervals, mean_interval, quantile
+from pinchpoint.units import counted
 
 LEVELS = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p999": 0.999}
 FAILURES = (*ERROR_STATUSES, "timeout")
@@ -113,6 +114,8 @@ class StageLoad(msgspec.Struct, frozen=True):
     kind: str
     rate_rps: float | None
     concurrency: int | None
+    arrivals: str
+    profile: str
     duration_s: float
     tally: Tally
 
@@ -157,6 +160,8 @@ def measure(view: RunView, outcomes: Outcomes | None = None) -> LoadResult:
             kind=stage.kind,
             rate_rps=stage.rate_rps,
             concurrency=stage.concurrency,
+            arrivals=stage.arrivals,
+            profile=stage.profile,
             duration_s=(stage.t1_ns - stage.t0_ns) / NS_PER_S,
             tally=_tally(o, view, o.stage == stage.index, (stage,), int((o.lost_stage == stage.index).sum()), gaps[i])
             if len(o.stages) > 1
@@ -281,7 +286,7 @@ def _metric(values: np.ndarray, mask: np.ndarray, error: np.ndarray | None) -> M
         **quantiles,
         min=float(values.min()),
         max=float(values.max()),
-        mean_interval=mean_interval(values),
+        mean_interval=_not_negative(mean_interval(values)),
         intervals={name: intervals[name] if quantiles[name] is not None else None for name in LEVELS},
         error_bound=None if error is None else _bound(error[used]),
     )
@@ -300,10 +305,15 @@ def _gap_metric(gaps: GapDigest, error_bound: float | None) -> Metric:
         **quantiles,
         min=histogram.min,
         max=histogram.max,
-        mean_interval=gaps.mean_interval,
+        mean_interval=_not_negative(gaps.mean_interval),
         intervals={name: gaps.intervals.get(q) if quantiles[name] is not None else None for name, q in LEVELS.items()},
         error_bound=error_bound,
     )
+
+
+def _not_negative(interval: tuple[float, float] | None) -> tuple[float, float] | None:
+    """None of the quantities can be below 0, though the normal approximation of a mean may reach there."""
+    return None if interval is None else (max(interval[0], 0.0), interval[1])
 
 
 def _bound(error: np.ndarray) -> float | None:
@@ -340,14 +350,14 @@ def _notes(o: Outcomes, view: RunView, total: Tally) -> tuple[str, ...]:
         notes.append("the run has no load stage, so nothing was measured")
     if total.cancelled:
         notes.append(
-            f"{total.cancelled} requests were withdrawn at the end before their answers were whole: long answers are "
-            "missing from the end-to-end latencies"
+            f"{counted(total.cancelled, 'request')} withdrawn at the end, before the answer was whole: long answers "
+            "are missing from the end-to-end latencies"
         )
     if total.abandoned:
-        notes.append(f"{total.abandoned} users gave up: what they would have waited is missing from the latencies")
+        notes.append(f"{counted(total.abandoned, 'user')} gave up: how long the answer would have taken is not known")
     timeouts = sum(n for kind, n in total.errors.items() if kind.startswith("timeout"))
     if timeouts:
-        notes.append(f"{timeouts} requests ran into a timeout: their latencies are longer than any that is counted")
+        notes.append(f"{counted(timeouts, 'request')} ran into a timeout: with all requests the percentiles are higher")
     if total.completed and not total.metrics["ttft_s"].n:
         notes.append("answers came whole and not as a stream, so there is no time to the first token and no gap")
     events = total.metrics["itl_s"].n + int((o.ok & np.isfinite(o.first_token_s)).sum())

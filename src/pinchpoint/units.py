@@ -89,3 +89,8 @@ def format_ratio(value: float | None) -> str:
 
 def format_count(value: float | None) -> str:
     return MISSING if value is None else f"{value:,.0f}"
+
+
+def counted(n: int, noun: str) -> str:
+    """1 -> "1 request", 1200 -> "1,200 requests"."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"

@@ -1,9 +1,12 @@
 """The numbers of a plain load: each is what its docstring says, and each request is counted once."""
 
+import math
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -101,7 +104,7 @@ def test_a_first_token_counts_whatever_became_of_its_request_and_an_end_only_whe
 
 def test_what_is_missing_from_the_latencies_is_said(tmp_path: Path) -> None:
     notes = " / ".join(measured(tmp_path, FATES).notes)
-    for part in ("withdrawn at the end", "users gave up", "ran into a timeout"):
+    for part in ("1 request withdrawn at the end", "1 user gave up", "1 request ran into a timeout"):
         assert part in notes
 
 
@@ -248,6 +251,50 @@ def test_the_interval_of_very_many_gaps_allows_for_the_width_of_a_bucket(tmp_pat
     assert interval is not None
     assert interval[0] <= itl_s <= interval[1]
     assert interval[1] - interval[0] <= 0.002 * itl_s
+
+
+def test_a_quantile_of_gaps_that_rests_on_one_answer_has_no_interval(tmp_path: Path) -> None:
+    """Answers differ in pace and are even in themselves: the slowest of 200 has all of the gaps beyond p99.5."""
+    paces_s = 0.01 + 1e-4 * np.random.default_rng(2).permutation(200)
+    answers = [served(due_s, itl_s=float(s), tokens=101) for due_s, s in zip(even(20, 10), paces_s, strict=True)]
+    itl = measured(tmp_path, answers).total.metrics["itl_s"]
+    assert itl.n == 20_000
+    assert itl.p999 is not None and itl.intervals["p999"] is None
+    assert itl.intervals["p50"] is not None
+
+
+class RecordsInMemory:
+    """A run of which only the arrivals of tokens are asked."""
+
+    def __init__(self, gaps_s: list[np.ndarray]) -> None:
+        chunks = [(np.concatenate([[0.0], np.cumsum(gaps)]) * 1e9).astype(np.int64) for gaps in gaps_s]
+        self._batch = pa.record_batch(
+            {
+                "request_id": pa.array(np.arange(len(chunks), dtype=np.uint64)),
+                "scheduled_ns": pa.array(np.arange(len(chunks))),
+                "chunk_ns": pa.array(chunks, type=pa.list_(pa.int64())),
+            }
+        )
+
+    def record_batches(self, columns: tuple[str, ...]) -> list[pa.RecordBatch]:
+        return [self._batch.select(list(columns))]
+
+
+@pytest.mark.parametrize("q", [0.5, 0.95, 0.99])
+def test_the_interval_of_the_gaps_covers_as_often_as_it_says(q: float) -> None:
+    """Gaps of one answer share a pace: log-normal with a mean of their own. Truth from the mixture."""
+    rng = np.random.default_rng(13)
+    truth_s = 0.01 * np.exp(math.sqrt(0.2**2 + 0.3**2) * NormalDist().inv_cdf(q))
+    known, covered = 0, 0
+    for _ in range(100):
+        paces = rng.normal(0, 0.2, 300)
+        run = RecordsInMemory([0.01 * np.exp(pace + rng.normal(0, 0.3, rng.integers(20, 60))) for pace in paces])
+        digest = digest_gaps(run, np.arange(300, dtype=np.uint64), np.zeros(300, int), 1, (q,))[0]  # type: ignore
+        interval = digest.intervals[q]
+        known += interval is not None
+        covered += interval is not None and interval[0] <= truth_s <= interval[1]
+    assert known == 100
+    assert covered >= 90
 
 
 arrivals = st.lists(st.lists(st.integers(0, 10**9), max_size=12).map(sorted), min_size=1, max_size=12)

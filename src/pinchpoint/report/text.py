@@ -115,6 +115,11 @@ def screen_text(
     color: bool = False,
 ) -> str:
     """The screen as text, without trailing blanks. ascii_only is for terminals without UTF-8."""
+    return to_text(render_screen(verdict, view, width, paths=paths), width, ascii_only=ascii_only, color=color)
+
+
+def to_text(screen: RenderableType, width: int, *, ascii_only: bool = False, color: bool = False) -> str:
+    """Anything that rich can print as text, without trailing blanks."""
     buffer = io.StringIO()
     console = Console(
         file=buffer,
@@ -123,7 +128,7 @@ def screen_text(
         force_terminal=color,
         highlight=False,
     )
-    console.print(render_screen(verdict, view, width, paths=paths))
+    console.print(screen)
     text = "\n".join(line.rstrip() for line in buffer.getvalue().rstrip("\n").split("\n")) + "\n"
     return to_ascii(text) if ascii_only else text
 
