@@ -89,8 +89,7 @@ def send_lag(features: Features) -> ValidityReason:
 
 def loop_busy(features: Features) -> ValidityReason:
     name = "client.loop_busy_ratio"
-    values = [features.view.series(name, s.window_s).value for s in features.tested]
-    busy = max((float(v.mean()) for v in values if len(v)), default=None)
+    busy = _busiest_mean(features, name)
     if busy is None:
         return ValidityReason("loop-busy", "unknown", f"{name} was not recorded")
     text = f"the generator's loop was busy {busy:.0%} of the time in its busiest stage"
@@ -102,16 +101,21 @@ def loop_busy(features: Features) -> ValidityReason:
 
 
 def client_cpu(features: Features) -> ValidityReason:
-    name = "client.cpu_cores"
-    values = [features.view.series(name, s.window_s).value for s in features.tested]
-    cores = max((float(v.mean()) for v in values if len(v)), default=None)
-    if cores is None:
-        return ValidityReason("client-cpu", "unknown", f"{name} was not recorded")
-    workers = len(set(features.view.run.records.column("worker").to_pylist())) or 1
-    per_worker = cores / workers
+    """Cores that each load process used: by the collector, else as the load processes read themselves."""
+    cores = _busiest_mean(features, "client.cpu_cores")
+    workers = len(features.view.run.records.column("worker").unique()) or 1
+    per_worker = cores / workers if cores is not None else _busiest_mean(features, "client.worker_cpu_cores")
+    if per_worker is None:
+        return ValidityReason("client-cpu", "unknown", "the CPU use of the load processes was not recorded")
     level = "suspect" if per_worker > WORKER_CORES_SUSPECT else "ok"
     text = f"each of {workers} generator process(es) used {per_worker:.2f} cores in the busiest stage"
     return ValidityReason("client-cpu", level, text, per_worker, WORKER_CORES_SUSPECT, "cores")
+
+
+def _busiest_mean(features: Features, name: str) -> float | None:
+    """Mean reading in the stage where it is highest; None when it was not recorded."""
+    values = [features.view.series(name, s.window_s).value for s in features.tested]
+    return max((float(v.mean()) for v in values if len(v)), default=None)
 
 
 def dropped(features: Features) -> ValidityReason:

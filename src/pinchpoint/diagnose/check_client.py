@@ -4,8 +4,7 @@ Sends that left late are judged by `check.send_lag`; this page looks for stops o
 blurs the arrivals of whatever was in flight, and for their causes, so that the report can say what to change. A cause
 alone is at most suspect: only its effect on the sends makes a run invalid.
 
-Counters of the network belong to the whole host, so other processes may have moved them; the statements say "this
-host".
+Counters of the network belong to the whole host. Where most of its traffic was not of the load, they accuse nobody.
 """
 
 from collections.abc import Callable
@@ -28,6 +27,8 @@ READING_PERIOD_S = 1.0
 TOUCHED_INVALID_RATIO = 0.01
 """Beyond this share of late sends the p99 is the generator's."""
 TOUCHED_SUSPECT_RATIO = 0.001
+TOUCHED_INVALID_MIN = 2
+"""A single late send is more than 1 % of few requests and still says little."""
 STALL_ALONE_SUSPECT_S = 0.1
 """A stop of this length that is also longer than the latency itself is told even if no send fell into it."""
 THROTTLED_SUSPECT_RATIO = 0.01
@@ -38,6 +39,11 @@ RETRANSMITS_MIN = 10
 A handful is what any connection set-up may lose."""
 ZERO_WINDOW_SUSPECT_RATIO = 0.01
 """Of the requests of the stage; one closed window may be another process of this host."""
+SEGMENTS_PER_REQUEST = 4.0
+"""Sent by this host: the request, and acknowledgements of its connection, its headers and its end."""
+OTHER_TRAFFIC_MIN_RATIO = 4.0
+"""A host that sent this many times the segments of the load had more to do than the load."""
+OTHERS = "; but most of its traffic is not of this load, so whose they were cannot be told"
 HEADROOM_SUSPECT_RATIO = 0.9
 MISSING_INVALID_RATIO = 0.01
 
@@ -91,7 +97,7 @@ def loop_stall(features: Features) -> ValidityReason:
     touched = late / len(lags_s) if len(lags_s) else 0.0
     text += f", over a quarter of {what}; {late} of {len(lags_s)} requests left that late"
     advice = ": something stopped the client (a suspended process or machine, other work on its cores)"
-    if touched > TOUCHED_INVALID_RATIO:
+    if touched > TOUCHED_INVALID_RATIO and late >= TOUCHED_INVALID_MIN:
         return ValidityReason("loop-stall", "invalid", text + advice, stall_s, limit_s, "s")
     reference_s, _ = latency_reference(features)
     long = stall_s > max(STALL_ALONE_SUSPECT_S, reference_s or 0.0)
@@ -142,6 +148,8 @@ def retransmits(features: Features) -> ValidityReason:
     share = again / sent if sent else 0.0
     text = f"this host sent {again:.0f} of {sent:.0f} TCP segments again"
     if again >= RETRANSMITS_MIN and share > RETRANSMIT_SUSPECT_RATIO:
+        if _mostly_others(features):
+            return ValidityReason("retransmits", "unknown", text + OTHERS, share, RETRANSMIT_SUSPECT_RATIO, "ratio")
         text += ": the network loses packets, and each loss adds 200 ms or more to a request"
         return ValidityReason("retransmits", "suspect", text, share, RETRANSMIT_SUSPECT_RATIO, "ratio")
     return ValidityReason("retransmits", "ok", text, share, RETRANSMIT_SUSPECT_RATIO, "ratio")
@@ -160,11 +168,17 @@ def receive_buffers(features: Features) -> ValidityReason:
         return ValidityReason("receive-buffers", "unknown", "the receive buffers of this host were not watched")
     if sum(lost):
         text = f"receive buffers of this host overflowed: {sum(lost):.0f} segments or connections were thrown away"
+        if _mostly_others(features):
+            return ValidityReason("receive-buffers", "unknown", text + OTHERS, sum(lost), 0.0, "segments")
         return ValidityReason("receive-buffers", "suspect", text, sum(lost), 0.0, "segments")
     requests = sum(stage.requests for stage in features.tested)
     share = (closed or 0.0) / max(requests, 1)
     text = f"sockets of this host closed their receive window {closed or 0.0:.0f} times"
     if share > ZERO_WINDOW_SUSPECT_RATIO:
+        if _mostly_others(features):
+            return ValidityReason(
+                "receive-buffers", "unknown", text + OTHERS, share, ZERO_WINDOW_SUSPECT_RATIO, "ratio"
+            )
         text += ": a reader was too slow, so the service had to wait with its answers"
         return ValidityReason("receive-buffers", "suspect", text, share, ZERO_WINDOW_SUSPECT_RATIO, "ratio")
     return ValidityReason("receive-buffers", "ok", text, share, ZERO_WINDOW_SUSPECT_RATIO, "ratio")
@@ -175,17 +189,21 @@ def headroom(features: Features) -> ValidityReason:
     used: list[tuple[float, str]] = []
     files, files_limit = _highest(features, "client.open_files"), _highest(features, "client.open_files_limit")
     if files is not None and files_limit:
-        used.append((files / files_limit, f"{files:.0f} of {files_limit:.0f} file descriptors (ulimit -n)"))
+        used.append(
+            (
+                files / files_limit,
+                f"a load process had up to {files:.0f} of {files_limit:.0f} file descriptors (ulimit -n)",
+            )
+        )
     ports = _highest(features, "client.ports_available")
     sockets = [_highest(features, name) for name in ("client.tcp_sockets", "client.tcp_time_wait_sockets")]
     if ports and sockets[0] is not None:
         taken = sum(n or 0.0 for n in sockets)
-        text = f"{taken:.0f} TCP sockets for {ports:.0f} local ports (net.ipv4.ip_local_port_range)"
+        text = f"this host had up to {taken:.0f} TCP sockets for {ports:.0f} local ports (net.ipv4.ip_local_port_range)"
         used.append((taken / ports, text))
     if not used:
         return ValidityReason("headroom", "unknown", "open files and local ports of this host were not recorded")
     share, text = max(used)
-    text = f"the client used up to {text}"
     if share > HEADROOM_SUSPECT_RATIO:
         text += "; beyond the limit no connection can be opened"
         return ValidityReason("headroom", "suspect", text, share, HEADROOM_SUSPECT_RATIO, "ratio")
@@ -208,21 +226,23 @@ def host_limits(features: Features) -> ValidityReason:
     """Whether the plan was within what this host was found to carry before the run."""
     beyond = _events(features, "beyond-limits")
     if beyond:
-        sentences = [str(sentence) for event in beyond for sentence in event.get("reasons", ())]
-        text = f"the plan is beyond what this host can carry and was forced: {'; '.join(sentences)}"
+        sentences = [str(event.get("message", "no reason was stored")) for event in beyond]
+        text = f"the plan is beyond what this host can carry and was forced: {'. Also: '.join(sentences)}"
         return ValidityReason("host-limits", "suspect", text)
-    if _events(features, "within-limits"):
+    if _events(features, "host-limits"):
         return ValidityReason("host-limits", "ok", "the plan is within what this host was found to carry")
     return ValidityReason("host-limits", "unknown", "the plan was not compared with what this host can carry")
 
 
 def priority(features: Features) -> ValidityReason:
     """A fact for the reader; changes nothing."""
-    asked = features.view.manifest.plan.get("realtime") is True
-    refused = [event for event in _events(features, "realtime") if event.get("granted") is False]
-    if refused:
-        return ValidityReason("priority", "ok", "real-time priority was asked for and this system did not grant it")
-    text = "the load processes ran at real-time priority" if asked else "the load processes ran at normal priority"
+    granted = [event.get("realtime") is True for event in _events(features, "worker")]
+    if granted and all(granted):
+        text = "the load processes ran at real-time priority"
+    elif features.view.manifest.plan.get("realtime") is True:
+        text = "real-time priority was asked for and this system did not grant it to every load process"
+    else:
+        text = "the load processes ran at normal priority"
     return ValidityReason("priority", "ok", text)
 
 
@@ -240,10 +260,21 @@ def _missing_ratio(features: Features, lost: int) -> float:
     due = (offset_ns >= 0) & (offset_ns < lasted_ns[stage])
     due_ids = schedule.column("request_id").to_numpy()[due]
     if not len(due_ids):
-        workers = set(features.view.run.records.column("worker").unique().to_pylist())
-        return lost / max(len(workers), lost)
+        heard = len(features.view.run.records.column("worker").unique())  # one that died early left no record
+        return lost / max(len(_events(features, "worker")), heard, lost)
     recorded = np.isin(due_ids, features.view.requests.request_id)
     return float(1 - recorded.mean())
+
+
+def _mostly_others(features: Features) -> bool:
+    """Whether this host sent far more TCP segments than the load accounts for, a service on the same host included.
+
+    Each event of a stream is acknowledged at most once, and a service on this host sends it with one segment.
+    """
+    sent = _increase(features, "client.tcp_segments_sent_total")
+    requests = sum(stage.requests for stage in features.tested)
+    events = float(np.nansum(features.view.requests.chunks))
+    return sent is not None and sent > OTHER_TRAFFIC_MIN_RATIO * 2 * (SEGMENTS_PER_REQUEST * requests + events)
 
 
 def _events(features: Features, kind: str) -> list[dict[str, Any]]:

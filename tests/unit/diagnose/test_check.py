@@ -51,6 +51,12 @@ def test_loop_without_idle_time_makes_the_run_invalid(tmp_path: Path) -> None:
     assert reason(verdict, "loop-busy").level == "invalid"
 
 
+@pytest.mark.parametrize("name", ["client.cpu_cores", "client.worker_cpu_cores"])
+@pytest.mark.parametrize(("cores", "level"), [("0.95", "suspect"), ("0.85", "ok")])
+def test_a_load_process_that_needs_its_whole_core_is_suspect(tmp_path: Path, name: str, cores: str, level: str) -> None:
+    assert reason(judged(tmp_path, series={name: f"{cores}x120"}), "client-cpu").level == level
+
+
 def test_answers_a_little_short_are_reported_and_much_shorter_ones_suspect(tmp_path: Path) -> None:
     little = reason(judged(tmp_path / "a", client={"output_ratio": 0.95}), "output-tokens")
     much = reason(judged(tmp_path / "b", client={"output_ratio": 0.7}), "output-tokens")

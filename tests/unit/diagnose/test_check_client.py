@@ -73,6 +73,12 @@ def test_a_long_stop_that_no_send_felt_is_suspect_and_a_short_one_fine(tmp_path:
     assert level(tmp_path / "b", "loop-stall", series={"client.loop_stall_max_s": short}) == "ok"
 
 
+def test_one_late_send_of_few_is_not_yet_invalid(tmp_path: Path) -> None:
+    few = {**LOAD, "rates": [2]}
+    lags = {"client": {"stop": (11.0, 11.4)}, "series": {"client.loop_stall_max_s": "0.001x11 0.4 0.001x8"}}
+    assert level(tmp_path, "loop-stall", few, **lags) == "suspect"
+
+
 def test_a_stop_is_measured_against_the_latency_promised(tmp_path: Path) -> None:
     changes = {"client": {"stop": (10.0, 10.4)}, "series": {"client.loop_stall_max_s": "0.001x10 0.4 0.001x9"}}
     lenient = {**LOAD, "slos": ["ttft p95 < 4s"]}
@@ -118,6 +124,24 @@ def test_a_cause_on_the_clients_host_is_suspect_beyond_its_limit(
     assert verdict.validity == ("SUSPECT" if expected == "suspect" else "VALID")
 
 
+@pytest.mark.parametrize(
+    ("check", "name"),
+    [
+        ("retransmits", "tcp_retransmits_total"),
+        ("receive-buffers", "tcp_receive_dropped_total"),
+        ("receive-buffers", "tcp_zero_window_total"),
+    ],
+)
+def test_counters_of_a_host_that_is_busy_with_other_traffic_accuse_nobody(
+    tmp_path: Path, check: str, name: str
+) -> None:
+    series = {"client.tcp_segments_sent_total": "0+100000x120", f"client.{name}": "0+5000x120"}
+    verdict = judged(tmp_path, series=series)
+    assert reason(verdict, check).level == "unknown"
+    assert "not of this load" in reason(verdict, check).statement
+    assert verdict.validity == "VALID"
+
+
 def test_throttling_tells_for_how_long_and_what_to_do(tmp_path: Path) -> None:
     counts = {"cgroup_periods_total": "0+10x120", "cgroup_throttled_periods_total": "0+5x120"}
     series = {f"client.{name}": text for name, text in counts.items()} | {
@@ -143,7 +167,10 @@ def test_a_load_process_that_died_with_nothing_to_do_is_suspect(tmp_path: Path) 
 
 
 def test_of_a_closed_loop_the_share_of_the_processes_counts(tmp_path: Path) -> None:
-    assert level(tmp_path, "lost-workers", LOAD, events=[LOST], closed=True) == "invalid"
+    workers = [{"kind": "worker", "worker": n, "realtime": False} for n in range(4)]
+    lost = reason(judged(tmp_path, LOAD, events=[*workers, LOST], closed=True), "lost-workers")
+    assert lost.level == "invalid"
+    assert lost.observed == pytest.approx(0.25)
 
 
 def test_requests_that_a_search_withdrew_are_not_lost(tmp_path: Path) -> None:
@@ -151,22 +178,23 @@ def test_requests_that_a_search_withdrew_are_not_lost(tmp_path: Path) -> None:
 
 
 def test_a_plan_beyond_the_limits_of_the_host_is_suspect_when_forced(tmp_path: Path) -> None:
-    forced = {"kind": "beyond-limits", "reasons": ["90,000 tokens/s are asked for and this host can take 40,000"]}
+    forced = {"kind": "beyond-limits", "message": "90,000 tokens/s are asked for and this host can take 40,000"}
     verdict = judged(tmp_path, LOAD, events=[forced])
     assert reason(verdict, "host-limits").level == "suspect"
     assert "90,000 tokens/s" in reason(verdict, "host-limits").statement
 
 
 def test_a_plan_within_the_limits_is_fine(tmp_path: Path) -> None:
-    assert level(tmp_path, "host-limits", LOAD, events=[{"kind": "within-limits"}]) == "ok"
+    assert level(tmp_path, "host-limits", LOAD, events=[{"kind": "host-limits"}]) == "ok"
 
 
 @pytest.mark.parametrize(
     ("plan", "events", "words"),
     [
         ({}, [], "normal priority"),
-        ({"realtime": True}, [], "ran at real-time priority"),
-        ({"realtime": True}, [{"kind": "realtime", "granted": False}], "did not grant"),
+        ({}, [{"kind": "worker", "worker": 0, "realtime": False}], "normal priority"),
+        ({"realtime": True}, [{"kind": "worker", "worker": n, "realtime": True} for n in range(2)], "ran at real-time"),
+        ({"realtime": True}, [{"kind": "worker", "worker": n, "realtime": n > 0} for n in range(2)], "did not grant"),
     ],
 )
 def test_the_priority_is_told_and_changes_nothing(tmp_path: Path, plan: dict, events: list, words: str) -> None:
