@@ -132,8 +132,11 @@ def replay(trace: Trace, stage: ReplayStage) -> Replay:
     offset_ns = traced_ns if stage.scale == 1 else np.rint(traced_ns / stage.scale).astype(np.int64)
     rows = len(offset_ns) if wanted is None else wanted
     end_ns = int(offset_ns[rows - 1]) + 1
-    if stage.duration_s is not None and end_ns > (duration_ns := round(stage.duration_s * NS_PER_S)):
-        rows, end_ns = int(np.searchsorted(offset_ns, duration_ns, side="left")), duration_ns
+    if stage.duration_s is not None:
+        duration_ns = round(stage.duration_s * NS_PER_S)
+        # A loop goes on: between its last request and the end nothing happens to be due.
+        if end_ns > duration_ns or (stage.loop and wanted is None):
+            rows, end_ns = int(np.searchsorted(offset_ns[:rows], duration_ns, side="left")), duration_ns
     row = np.tile(np.arange(first, len(trace)), laps)
     return Replay(offset_ns[:rows], row[:rows], lap[:rows], end_ns)
 
@@ -226,7 +229,7 @@ def _decimal(value: Any, path: Path, line: int) -> Decimal:
         number = Decimal(value if isinstance(value, int | Decimal) else str(value).strip())
     except InvalidOperation:
         number = Decimal("nan")
-    if not number.is_finite() or abs(number) > NUMBER_MAX or isinstance(value, bool):
+    if not number.is_finite() or not -NUMBER_MAX <= number <= NUMBER_MAX or isinstance(value, bool):
         raise UsageError(f"{path}, line {line}: {str(value)[:40]!r} is not a number")
     return number
 
