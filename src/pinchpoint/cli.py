@@ -66,6 +66,9 @@ def run(
     plan: Annotated[
         Path | None, Parameter(group=_LOAD, help="Plan file (TOML); flags fill what it leaves out.")
     ] = None,
+    workers: Annotated[int | None, Parameter(group=_ENGINE, help="Load processes; default: one per core.")] = None,
+    realtime: Annotated[bool, Parameter(group=_ENGINE, help="Real-time priority for the load processes.")] = False,
+    force: Annotated[bool, Parameter(group=_ENGINE, help="Send stages that this host cannot; marked.")] = False,
     metrics_url: Annotated[str | None, Parameter(group=_ACCESS, help="Metrics page, when it is elsewhere.")] = None,
     api_key_env: KeyEnv = None,
     api_key_file: KeyFile = None,
@@ -91,6 +94,8 @@ def run(
         "max_in_flight": max_in_flight,
         "seed": seed if seed is not None else random.SystemRandom().randrange(1, 2**31),
         "stream": stream,
+        "workers": workers,
+        "realtime": realtime or None,
         "metrics_url": metrics_url,
         "api_key_env": api_key_env,
         "api_key_file": str(api_key_file) if api_key_file else None,
@@ -103,7 +108,7 @@ def run(
     _stop_on_signals()
     with show_progress() as show:
         command = ("pinchpoint", *sys.argv[1:])
-        outcome = run_live(asked, out=out, on_progress=show, command=command, plan_file=plan)
+        outcome = run_live(asked, out=out, on_progress=show, command=command, plan_file=plan, force=force)
     view, verdict = judge_directory(outcome.path)
     html_path = write_answer(view, verdict)
     _print_verdict(view, verdict, as_json, {"report": html_path, "run": outcome.path})

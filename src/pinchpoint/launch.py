@@ -11,13 +11,28 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from pinchpoint.errors import PinchpointError, UsageError
+import msgspec
+
+from pinchpoint.calibrate import Demand, HostLimits, check_plan, quick_limits
+from pinchpoint.errors import PinchpointError, UnsupportedMeasurementError, UsageError
 from pinchpoint.load.fleet import Fleet, usable_cpus
 from pinchpoint.load.messages import Habits, Prompts, Timeouts, WorkerConfig
 from pinchpoint.load.wire import Endpoint, resolve
 from pinchpoint.model import TargetFacts
-from pinchpoint.plan import Plan
+from pinchpoint.plan import (
+    ClosedStage,
+    OnOffStage,
+    OpenStage,
+    Plan,
+    RampStage,
+    SessionsStage,
+    SineStage,
+    SpikeStage,
+    StageSpec,
+    StepsStage,
+)
 from pinchpoint.recorder import Recorder
+from pinchpoint.workload.lengths import Lengths
 
 RUNS_DIRECTORY = "pinchpoint-runs"
 DEFAULT_KEY_ENV = "PINCHPOINT_API_KEY"
@@ -202,3 +217,60 @@ def tell_hellos(fleet: Fleet, recorder: Recorder) -> None:
 def tell_lost(fleet: Fleet, recorder: Recorder) -> None:
     for worker, sentence in zip(fleet.lost_workers, fleet.lost, strict=True):
         recorder.on_event("worker-lost", worker=worker, message=sentence)
+
+
+def check_host(
+    plan: Plan, lengths: Lengths, workers: int, addresses: int, *, force: bool
+) -> tuple[HostLimits, list[str]]:
+    """What this host can do (calibrated, else estimated in a tenth of a second), and what of the plan it cannot.
+
+    A search finds the limit of the client by itself, so only given stages are held against it. Raises
+    UnsupportedMeasurementError for a plan beyond the limits, unless forced.
+    """
+    limits = quick_limits()
+    problems = check_plan(limits, _demand(plan, lengths, workers, addresses)) if plan.stages else []
+    if problems and not force:
+        raise UnsupportedMeasurementError(f"this host cannot carry the plan: {problems[0]} (or --force it)")
+    return limits, problems
+
+
+def tell_host(recorder: Recorder, limits: HostLimits, problems: list[str], access: Access) -> None:
+    for problem in problems:
+        recorder.on_event("beyond-limits", message=problem)
+    recorder.on_event("host-limits", limits=msgspec.to_builtins(limits))
+    recorder.on_event("dns", seconds=[endpoint.dns_s for endpoint in access.endpoints])
+
+
+def users_of(spec: StageSpec) -> int:
+    return max(spec.concurrency, spec.to_concurrency or 0) if isinstance(spec, ClosedStage) else 0
+
+
+def peak_rps(spec: StageSpec) -> float:
+    """Highest offered rate of an open-loop stage; 0 where it depends on answers or on a trace."""
+    match spec:
+        case OpenStage() | OnOffStage() | SessionsStage():
+            return spec.rate_rps
+        case RampStage():
+            return max(spec.from_rps, spec.to_rps)
+        case StepsStage():
+            return max(spec.rates_rps)
+        case SpikeStage():
+            return max(spec.base_rps, spec.peak_rps)
+        case SineStage():
+            return spec.mean_rps * (1 + spec.amplitude_ratio)
+        case _:
+            return 0.0
+
+
+def _demand(plan: Plan, lengths: Lengths, workers: int, addresses: int) -> Demand:
+    """The peak of all stages. What a closed loop sends depends on the service, so there only its users count."""
+    rate_rps = max(map(peak_rps, plan.stages))
+    return Demand(
+        rate_rps=rate_rps,
+        concurrency=max(map(users_of, plan.stages)),
+        tokens_per_s=rate_rps * lengths.output_tokens.mean if plan.stream else 0.0,
+        workers=workers,
+        prompt_tokens=lengths.input_tokens.mean,
+        new_connections_rps=rate_rps if plan.transport.new_connections else 0.0,
+        addresses=addresses,
+    )

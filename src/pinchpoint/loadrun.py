@@ -14,20 +14,23 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from pinchpoint.calibrate import Demand, check_plan, quick_limits
 from pinchpoint.clock import NS_PER_S, monotonic_ns
-from pinchpoint.errors import GuardError, PinchpointError, UnsupportedMeasurementError, UsageError
+from pinchpoint.errors import GuardError, PinchpointError, UsageError
 from pinchpoint.fetch import FetchError, exchange, tls_context
 from pinchpoint.launch import (
     RUNS_DIRECTORY,
     Access,
     RunOutcome,
+    check_host,
     check_writable,
     new_run_id,
     open_access,
+    peak_rps,
     read_api_key,
     tell_hellos,
+    tell_host,
     tell_lost,
+    users_of,
     worker_configs,
     worker_count,
 )
@@ -35,23 +38,11 @@ from pinchpoint.load.counters import Totals, quantile_of
 from pinchpoint.load.fleet import Fleet
 from pinchpoint.load.messages import Command
 from pinchpoint.model import Progress, Stage, TargetFacts
-from pinchpoint.plan import (
-    WARM_CONNECTIONS_MAX,
-    ClosedStage,
-    OnOffStage,
-    OpenStage,
-    Plan,
-    RampStage,
-    SessionsStage,
-    SineStage,
-    SpikeStage,
-    StageSpec,
-    StepsStage,
-)
+from pinchpoint.plan import WARM_CONNECTIONS_MAX, Plan, StageSpec
 from pinchpoint.recorder import ProgressSink, Recorder, new_manifest
 from pinchpoint.rundir import RunWriter
 from pinchpoint.targets.openai import CHAT_PATH, COMPLETIONS_PATH
-from pinchpoint.workload.lengths import Lengths, resolve_lengths
+from pinchpoint.workload.lengths import resolve_lengths
 from pinchpoint.workload.prompts import PromptWriter
 from pinchpoint.workload.schedule import Scheduler, StageLoad, check_stages
 
@@ -106,10 +97,7 @@ def run_load(
     facts = _facts(plan, api or path_of_url or CHAT_PATH, api_key, access)
     lengths = resolve_lengths(plan.workload, None)
     workers = worker_count(plan, shared_host=access.local)
-    limits = quick_limits()
-    problems = check_plan(limits, _demand(plan, lengths, workers, len(access.endpoints)))
-    if problems and not force:
-        raise UnsupportedMeasurementError(f"this host cannot carry the plan: {problems[0]} (or --force it)")
+    limits, problems = check_host(plan, lengths, workers, len(access.endpoints), force=force)
     started_s = time.time()
     path = out or Path(RUNS_DIRECTORY) / new_run_id(plan, started_s)
     manifest = new_manifest(
@@ -125,10 +113,7 @@ def run_load(
     if plan_file is not None:
         (path / "plan.toml").write_bytes(plan_file.read_bytes())
     recorder = Recorder(writer, monotonic_ns, on_progress)
-    for problem in problems:
-        recorder.on_event("beyond-limits", message=problem)
-    recorder.on_event("host-limits", limits=msgspec.to_builtins(limits))
-    recorder.on_event("dns", seconds=[endpoint.dns_s for endpoint in access.endpoints])
+    tell_host(recorder, limits, problems, access)
     configs = worker_configs(
         plan,
         facts,
@@ -185,7 +170,7 @@ class _Load:
         self._recorder = recorder
         self._scheduler = scheduler
         self._plan = plan
-        self._max_in_flight = max(plan.max_in_flight, *(_users(spec) for spec in plan.stages))
+        self._max_in_flight = max(plan.max_in_flight, *(users_of(spec) for spec in plan.stages))
         self._next: StageLoad | None = None
         self._open: list[_Running] = []
         """Stages that were handed out and are not yet in the manifest."""
@@ -223,7 +208,7 @@ class _Load:
 
     def _make(self, index: int) -> StageLoad:
         spec = self._plan.stages[index]
-        return self._scheduler.stage(index, spec, pool=max(POOL_REQUESTS_MIN, POOL_REQUESTS_PER_USER * _users(spec)))
+        return self._scheduler.stage(index, spec, pool=max(POOL_REQUESTS_MIN, POOL_REQUESTS_PER_USER * users_of(spec)))
 
     def _begin(self, index: int, t0_ns: int) -> _Running:
         asked = self._next
@@ -364,48 +349,13 @@ def _left_s(specs: Sequence[StageSpec], running: _Running, now_ns: int) -> float
     return max(0.0, left_s)
 
 
-def _users(spec: StageSpec) -> int:
-    return max(spec.concurrency, spec.to_concurrency or 0) if isinstance(spec, ClosedStage) else 0
-
-
-def _peak_rps(spec: StageSpec) -> float:
-    """Highest offered rate of an open-loop stage; 0 where it depends on answers or on a trace."""
-    match spec:
-        case OpenStage() | OnOffStage() | SessionsStage():
-            return spec.rate_rps
-        case RampStage():
-            return max(spec.from_rps, spec.to_rps)
-        case StepsStage():
-            return max(spec.rates_rps)
-        case SpikeStage():
-            return max(spec.base_rps, spec.peak_rps)
-        case SineStage():
-            return spec.mean_rps * (1 + spec.amplitude_ratio)
-        case _:
-            return 0.0
-
-
 def _warm_connections(plan: Plan) -> int:
     """Connections that are opened before the first stage, of all workers together. A closed loop adds its users."""
     if plan.transport.new_connections:
         return 0
     if plan.transport.warm_connections is not None:
         return plan.transport.warm_connections
-    return min(WARM_CONNECTIONS_MAX, int(np.ceil(_peak_rps(plan.stages[0]))))
-
-
-def _demand(plan: Plan, lengths: Lengths, workers: int, addresses: int) -> Demand:
-    """The peak of all stages. What a closed loop sends depends on the service, so there only its users count."""
-    peak_rps = max(map(_peak_rps, plan.stages))
-    return Demand(
-        rate_rps=peak_rps,
-        concurrency=max(map(_users, plan.stages)),
-        tokens_per_s=peak_rps * lengths.output_tokens.mean if plan.stream else 0.0,
-        workers=workers,
-        prompt_tokens=lengths.input_tokens.mean,
-        new_connections_rps=peak_rps if plan.transport.new_connections else 0.0,
-        addresses=addresses,
-    )
+    return min(WARM_CONNECTIONS_MAX, int(np.ceil(peak_rps(plan.stages[0]))))
 
 
 def _split_api(plan: Plan) -> tuple[Plan, str | None]:

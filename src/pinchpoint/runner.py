@@ -15,11 +15,13 @@ from pinchpoint.errors import PinchpointError, TargetError, UsageError
 from pinchpoint.launch import (
     RUNS_DIRECTORY,
     RunOutcome,
+    check_host,
     check_writable,
     new_run_id,
     open_access,
     read_api_key,
     tell_hellos,
+    tell_host,
     tell_lost,
     worker_configs,
     worker_count,
@@ -85,8 +87,11 @@ def run_live(
     on_progress: ProgressSink,
     command: Sequence[str] = (),
     plan_file: Path | None = None,
+    force: bool = False,
 ) -> RunOutcome:
     """Runs the plan. Raises before anything was measured (wrong usage, target unreachable); later errors are returned.
+
+    force: also stages that this host cannot carry; the run is then marked.
 
     KeyboardInterrupt after the start ends the run early; the directory is sealed and marked aborted.
     """
@@ -108,6 +113,9 @@ def run_live(
             "see `pinchpoint probe` for what it does answer"
         )
     lengths = resolve_lengths(plan.workload, facts.limits.context_tokens)
+    shared_host = bool(facts.server_pids) or access.local
+    workers = worker_count(plan, shared_host=shared_host)
+    limits, problems = check_host(plan, lengths, workers, len(access.endpoints), force=force)
     started_s = time.time()
     run_id = new_run_id(plan, started_s)
     path = out or Path(RUNS_DIRECTORY) / run_id
@@ -126,8 +134,7 @@ def run_live(
     recorder = Recorder(writer, monotonic_ns, on_progress)
     stream = plan.stream and facts.streaming is not False
     prompts = PromptWriter(plan.seed, facts.tokens_per_word, facts.prompt_overhead_tokens)
-    shared_host = bool(facts.server_pids) or access.local
-    workers = worker_count(plan, shared_host=shared_host)
+    tell_host(recorder, limits, problems, access)
     configs = worker_configs(
         plan,
         facts,

@@ -8,7 +8,7 @@ from pinchpoint.clock import NS_PER_S
 from pinchpoint.load.messages import Outcome, Pending
 from pinchpoint.model import Slo, StageKind
 from pinchpoint.schedule import AFTER
-from pinchpoint.slo import request_meets, surely_missed
+from pinchpoint.slo import WITHDRAWN_STATUSES, request_meets, surely_missed
 from pinchpoint.stats import effective_ratio
 from pinchpoint.workload.schedule import StageLoad
 
@@ -58,7 +58,7 @@ class StepState:
     def _verdict(self, slo: Slo, request_id: int, now_ns: int) -> tuple[bool, bool | None]:
         """(decided, met). A request that was withdrawn undecided is decided and does not count."""
         if (outcome := self.outcomes.get(request_id)) is not None:
-            if outcome.status == "cancelled":
+            if outcome.status in WITHDRAWN_STATUSES:
                 missed = surely_missed(
                     slo,
                     age_s=outcome.e2e_s,

@@ -17,6 +17,7 @@ from pinchpoint.load.messages import Outcome, Update
 from pinchpoint.model import Progress, Slo, Stage, StageKind
 from pinchpoint.plan import Plan
 from pinchpoint.schedule import Schedule, Slots
+from pinchpoint.slo import WITHDRAWN_STATUSES
 from pinchpoint.step import StepState
 from pinchpoint.workload.schedule import StageLoad
 
@@ -212,11 +213,11 @@ class Stepper:
     def _count(self, outcome: Outcome) -> None:
         if outcome.status == "ok":
             self._completed += 1
-        elif outcome.status != "cancelled":
+        elif outcome.status not in WITHDRAWN_STATUSES:
             self._failed += 1
         if outcome.status == "transport_error":
             self._failures_in_a_row += 1
-        elif outcome.status != "cancelled":
+        elif outcome.status not in WITHDRAWN_STATUSES:
             self._failures_in_a_row = 0
 
     def drain(self, state: StepState, *, cancel_after_s: float) -> None:

@@ -23,6 +23,7 @@ from pinchpoint.diagnose.check_workload import WORKLOAD_CHECKS
 from pinchpoint.diagnose.features import Features
 from pinchpoint.diagnose.stage_features import StageFeatures
 from pinchpoint.model import Validity, ValidityReason
+from pinchpoint.slo import WITHDRAWN_STATUSES
 
 LOOP_BUSY_SUSPECT_RATIO = 0.8
 LOOP_BUSY_INVALID_RATIO = 0.95
@@ -136,7 +137,7 @@ def achieved_rate(features: Features) -> ValidityReason:
             continue
         expected = s.stage.rate_rps * max(s.window_s[1] - s.window_s[0], 0.0)
         mask = features.requests_in(s)
-        sent = int((mask & (np.isfinite(r.sent_s) | (r.status == "cancelled"))).sum())
+        sent = int((mask & (np.isfinite(r.sent_s) | np.isin(r.status.astype(str), WITHDRAWN_STATUSES))).sum())
         if expected <= 0:
             continue
         noise = POISSON_SIGMAS / np.sqrt(expected)

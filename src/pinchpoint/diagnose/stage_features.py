@@ -10,6 +10,7 @@ import numpy as np
 from pinchpoint.diagnose.fits import ActiveCount, FlatTop, flat_top
 from pinchpoint.model import Stage, StageResult
 from pinchpoint.series import RunView
+from pinchpoint.slo import WITHDRAWN_STATUSES
 from pinchpoint.stats import theil_sen_slope
 
 GRID_POINTS = 200
@@ -92,7 +93,7 @@ def usable_window_s(view: RunView, stage: Stage) -> tuple[float, float]:
 def ttft_bound_s(view: RunView) -> np.ndarray:
     """TTFT per request; for those without a token the time they waited before they ended, NaN for rejected ones."""
     r = view.requests
-    waited = np.isin(r.status.astype(str), ("cancelled", "timeout")) & ~np.isfinite(r.first_token_s)
+    waited = np.isin(r.status.astype(str), (*WITHDRAWN_STATUSES, "timeout")) & ~np.isfinite(r.first_token_s)
     return np.where(waited, r.end_s - r.scheduled_s, r.ttft_s)
 
 

@@ -96,6 +96,8 @@ class _Worker:
                     self._busy_ratio = max(0.0, 1 - waited_ns / (now_ns - published_ns))
                     poll_ns, published_ns = self._issuer.poll_ns, now_ns
                     self._count(now_ns)
+                    rows, self._rows = self._rows, []
+                    self._records.append(rows)  # bit by bit: each turns into columns within a millisecond
                     if self._follow:
                         self._publish(now_ns)
                     self._obey()

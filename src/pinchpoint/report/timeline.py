@@ -10,6 +10,7 @@ from pinchpoint.report.chart import COLOURS, chart, limits, line
 from pinchpoint.report.panels import Panel
 from pinchpoint.report.thinning import align, thin
 from pinchpoint.series import RunView, Series
+from pinchpoint.slo import WITHDRAWN_STATUSES
 from pinchpoint.stats import quantile
 
 POINTS_MAX = 1600
@@ -33,7 +34,7 @@ def request_charts(view: RunView, verdict: Verdict, duration_s: float) -> list[d
     def per_second(times_s: np.ndarray) -> np.ndarray:
         return np.histogram(times_s[np.isfinite(times_s)], edges_s)[0] / width_s
 
-    failed = ~np.isin(r.status.astype(str), ("ok", "cancelled"))
+    failed = ~np.isin(r.status.astype(str), ("ok", *WITHDRAWN_STATUSES))
     ended_s = np.where(np.isfinite(r.end_s), r.end_s, r.scheduled_s)
     planned = np.full(len(middle_s), np.nan)
     for stage in view.stages:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pinchpoint.capacity import leans_pass
 from pinchpoint.model import Capacity, Evidence, Finding, Slo, StageResult, ValidityReason, Verdict
 from pinchpoint.report.literal import visible
+from pinchpoint.slo import WITHDRAWN_STATUSES
 from pinchpoint.units import MISSING, format_duration, format_ratio, significant
 
 CERTAIN_RATIO = 0.99
@@ -160,7 +161,7 @@ def reasons_that_matter(verdict: Verdict) -> list[ValidityReason]:
 
 def failed_requests(stage: StageResult) -> int:
     """Requests that did not succeed, without those that were withdrawn by us."""
-    return sum(count for status, count in stage.errors.items() if status != "cancelled")
+    return sum(count for status, count in stage.errors.items() if status not in WITHDRAWN_STATUSES)
 
 
 def strength_word(strength: float) -> str:

@@ -17,6 +17,7 @@ from pinchpoint.diagnose.features import Features
 from pinchpoint.diagnose.fits import ActiveCount
 from pinchpoint.diagnose.rule import Clue, Outcome, Param, RemedySpec, Rule, clue, odds, ramp
 from pinchpoint.diagnose.stage_features import StageFeatures
+from pinchpoint.slo import NOT_ANSWERED_STATUSES
 
 RULE = Rule(
     code="LIM001",
@@ -59,7 +60,7 @@ def evaluate(f: Features) -> Outcome:
         return Outcome(not_evaluable="no load stage was recorded")
     worst = max(stages, key=lambda s: s.status_share.get("rejected", 0.0))
     share = worst.status_share.get("rejected", 0.0)
-    errors = 1 - sum(worst.status_share.get(k, 0.0) for k in ("ok", "cancelled", "dropped"))
+    errors = 1 - sum(worst.status_share.get(k, 0.0) for k in ("ok", *NOT_ANSWERED_STATUSES))
     low, high = RULE["share_none"], RULE["share_clear"]
     clues: list[Clue] = [
         clue(
