@@ -26,6 +26,8 @@ READING_PERIOD_S = 1.0
 """Load processes read themselves once a second; a reading speaks of the second before it."""
 TOUCHED_INVALID_RATIO = 0.01
 """Beyond this share of late sends the p99 is the generator's."""
+WAIT_EXPLAINS_RATIO = 0.5
+"""Of a stop: when the process waited for a core for half of it, that was the reason."""
 TOUCHED_SUSPECT_RATIO = 0.001
 TOUCHED_INVALID_MIN = 2
 """A single late send is more than 1 % of few requests and still says little."""
@@ -96,7 +98,7 @@ def loop_stall(features: Features) -> ValidityReason:
     late = int((lags_s > limit_s).sum())
     touched = late / len(lags_s) if len(lags_s) else 0.0
     text += f", over a quarter of {what}; {late} of {len(lags_s)} requests left that late"
-    advice = ": something stopped the client (a suspended process or machine, other work on its cores)"
+    advice = _why_stopped(features, stall_s)
     if touched > TOUCHED_INVALID_RATIO and late >= TOUCHED_INVALID_MIN:
         return ValidityReason("loop-stall", "invalid", text + advice, stall_s, limit_s, "s")
     reference_s, _ = latency_reference(features)
@@ -104,6 +106,19 @@ def loop_stall(features: Features) -> ValidityReason:
     if touched > TOUCHED_SUSPECT_RATIO or long:
         return ValidityReason("loop-stall", "suspect", text + advice, stall_s, limit_s, "s")
     return ValidityReason("loop-stall", "ok", f"{text}: too few to move a percentile", stall_s, limit_s, "s")
+
+
+def _why_stopped(features: Features, stall_s: float) -> str:
+    """The kernel counts how long a process was ready to run and waited for a core; a suspended one is not ready."""
+    stalls = features.view.series("client.loop_stall_max_s")
+    waits = features.view.series("client.run_queue_wait_s")
+    at_s = stalls.t_s[np.isclose(stalls.value, stall_s)]
+    known = waits.value[np.isin(waits.t_s, at_s)]
+    if not len(known):
+        return ": something stopped the client (a suspended process or machine, other work on its cores)"
+    if known.max() >= WAIT_EXPLAINS_RATIO * stall_s:
+        return f": other work had its core, it waited {known.max() * 1e3:.0f} ms for one; give it cores of its own"
+    return ": something stopped the client although it did not wait for a core (a suspended process or machine)"
 
 
 def cpu_quota(features: Features) -> ValidityReason:

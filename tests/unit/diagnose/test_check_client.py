@@ -73,6 +73,20 @@ def test_a_long_stop_that_no_send_felt_is_suspect_and_a_short_one_fine(tmp_path:
     assert level(tmp_path / "b", "loop-stall", series={"client.loop_stall_max_s": short}) == "ok"
 
 
+@pytest.mark.parametrize(
+    ("waited_s", "words"),
+    [("1.9", "other work had its core"), ("0.02", "did not wait for a core"), (None, "suspended process or machine")],
+)
+def test_the_reason_of_a_stop_is_told_as_far_as_the_kernel_knows_it(
+    tmp_path: Path, waited_s: str | None, words: str
+) -> None:
+    series = {"client.loop_stall_max_s": "0.001x12 2.0 0.001x8"}
+    if waited_s is not None:
+        series["client.run_queue_wait_s"] = f"0.0x12 {waited_s} 0.0x8"
+    verdict = judged(tmp_path, LOAD, client={"stop": (10.0, 12.0)}, series=series)
+    assert words in reason(verdict, "loop-stall").statement
+
+
 def test_one_late_send_of_few_is_not_yet_invalid(tmp_path: Path) -> None:
     few = {**LOAD, "rates": [2]}
     lags = {"client": {"stop": (11.0, 11.4)}, "series": {"client.loop_stall_max_s": "0.001x11 0.4 0.001x8"}}
