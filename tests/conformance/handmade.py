@@ -203,6 +203,19 @@ MEANING = [
     Handmade(
         "a tool call without name or arguments", chat(tool_calls=[{"index": 0, "id": "c"}]) + A + STOP, "ok", 1, "stop"
     ),
+    Handmade(
+        "function call deltas, as they were before tool calls",
+        chat(content=None, function_call={"name": "f", "arguments": ""})
+        + chat(function_call={"arguments": "{}"})
+        + chat(finish="function_call"),
+        "ok",
+        2,
+        "function_call",
+    ),
+    Handmade(
+        "an empty finish reason is none", chat(finish="", content="a") + chat(finish="", content="b"), "truncated", 2
+    ),
+    Handmade("an empty finish reason, then one", chat(finish="", content="a") + STOP + DONE, "ok", 1, "stop"),
     Handmade("tool calls null", chat(content="a", tool_calls=None, function_call=None) + STOP, "ok", 1, "stop"),
     Handmade(
         "text completions",
@@ -287,6 +300,17 @@ USAGES = [
         (None, 1),
     ),
     Handmade(
+        "tokens as a whole decimal",
+        A + STOP + usage_event({"prompt_tokens": 5.0, "completion_tokens": 2.0}),
+        "ok",
+        1,
+        "stop",
+        (5, 2),
+    ),
+    Handmade("tokens as a fraction", A + STOP + usage_event({"completion_tokens": 2.5}), "ok", 1, "stop"),
+    Handmade("tokens as a text", A + STOP + usage_event({"completion_tokens": "2"}), "ok", 1, "stop"),
+    Handmade("tokens as a truth value", A + STOP + usage_event({"completion_tokens": True}), "ok", 1, "stop"),
+    Handmade(
         "usage where one gateway puts it",
         A
         + line(
@@ -341,6 +365,36 @@ BROKEN = [
     ),
     Handmade(
         "an error with control characters", line({"error": "\x1b[2Jgone"}) + b"\n", "stream_error", 0, error="gone"
+    ),
+    *(
+        Handmade(f"error {nothing!r} is none", line({"error": nothing}) + b"\n" + A + STOP + DONE, "ok", 1, "stop")
+        for nothing in ("", {}, False)
+    ),
+    Handmade(
+        "an error as a field of the event stream",
+        A + b'error: {"code":500,"message":"slot lost"}\n\n' + DONE,
+        "stream_error",
+        1,
+        error="slot lost",
+    ),
+    Handmade(
+        "an object that says it is an error",
+        A + line({"object": "error", "message": "prompt too long", "code": 400}) + b"\n" + DONE,
+        "stream_error",
+        1,
+        error="prompt too long",
+    ),
+    *(
+        Handmade(f"finish reason {reason}", A + chat(finish=reason) + DONE, "stream_error", 1, reason, error=reason)
+        for reason in ("error", "abort")
+    ),
+    Handmade(
+        "nested beyond reason",
+        A + b'data: {"error":' + b"[" * 100_000 + b"]" * 100_000 + b"}\n\n" + STOP,
+        "malformed",
+        1,
+        "stop",
+        splittable=False,
     ),
     Handmade("bytes that are not UTF-8", A + _raw(b"\xff\xfe") + STOP + DONE, "malformed", 1, "stop"),
     Handmade(

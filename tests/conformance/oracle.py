@@ -62,7 +62,7 @@ def read_stream(body: bytes) -> Facts:
         if not data.strip():
             continue
         payload = json.loads(data, parse_constant=_no_constant)
-        if kind == "error" or payload.get("error") is not None:
+        if kind == "error" or payload.get("error"):
             error = True
             continue
         pieces = [_pieces(choice) for choice in payload.get("choices") or []]
@@ -98,7 +98,7 @@ def _pieces(choice: dict[str, Any]) -> tuple[str, str, str]:
         reasoning += "".join(thought["text"] for part in content for thought in part.get("thinking", ()))
         content = "".join(part.get("text", "") for part in content)
     other = delta.get("refusal") or ""
-    for call in delta.get("tool_calls") or ():
-        function = call.get("function") or {}
+    calls = [call.get("function") or {} for call in delta.get("tool_calls") or ()]
+    for function in [*calls, delta.get("function_call") or {}]:
         other += (function.get("name") or "") + (function.get("arguments") or "")
     return content, reasoning, other

@@ -63,7 +63,7 @@ def test_both_clients_read_the_same_from_sockets(name: str) -> None:
             facts.error,
         )
         assert one.bytes_in > len(other_body)
-        if facts.output_tokens is not None and 0 <= facts.output_tokens < 1 << 31 and name in RECORDED:
+        if name in RECORDED and facts.output_tokens is not None:
             assert usage is not None
             assert (usage.input_tokens, usage.output_tokens) == (facts.input_tokens, facts.output_tokens)
             assert (usage.cached_tokens, usage.reasoning_tokens) == (facts.cached_tokens, facts.reasoning_tokens)

@@ -25,6 +25,8 @@ FRAMINGS: tuple[Callable[..., Framed], ...] = (
     until_close,
 )
 CUTS_MAX = 40
+SEGMENT_BYTES = 1448
+"""Of a TCP segment in an Ethernet frame."""
 law = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -222,3 +224,11 @@ def test_a_long_stream_takes_the_short_way_and_means_the_same() -> None:
     one = receive(event_by_event(framed))
     assert (one.status, len(one.chunk_ns)) == ("ok", len(texts))
     assert one.reads < len(texts) // 10, "most events should not have to be decoded"
+
+
+def test_a_long_event_in_the_smallest_of_reads_is_one_piece_of_text() -> None:
+    # Four megabytes in segments of a network: reading them again and again would take minutes.
+    framed = chunked([chat(content="a"), chat(content="x" * (4 << 20)), STOP, DONE])
+    segments = cut(framed.raw, range(0, len(framed.raw), SEGMENT_BYTES))
+    assert read(segments) == whole(framed)
+    assert whole(framed).text_events == 2

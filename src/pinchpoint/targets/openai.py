@@ -100,6 +100,7 @@ class _Delta(msgspec.Struct):
     reasoning: Any = None
     refusal: Any = None
     tool_calls: list[_Tool] | None = None
+    function_call: Any = None
 
 
 class _Choice(msgspec.Struct):
@@ -110,19 +111,19 @@ class _Choice(msgspec.Struct):
 
 
 class _PromptDetails(msgspec.Struct):
-    cached_tokens: int | None = None
+    cached_tokens: Any = None
 
 
 class _OutputDetails(msgspec.Struct):
-    reasoning_tokens: int | None = None
+    reasoning_tokens: Any = None
 
 
 class _Usage(msgspec.Struct):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: Any = None
+    completion_tokens: Any = None
     prompt_tokens_details: _PromptDetails | None = None
     completion_tokens_details: _OutputDetails | None = None
-    cached_tokens: int | None = None
+    cached_tokens: Any = None
 
 
 class _XGroq(msgspec.Struct):
@@ -134,7 +135,12 @@ class _Payload(msgspec.Struct):
     usage: _Usage | None = None
     x_groq: _XGroq | None = None
     error: Any = None
+    object: Any = None
+    message: Any = None
 
+
+FAILED_REASONS = ("error", "abort")
+"""Finish reasons that say the answer was given up by the service."""
 
 _decoder = msgspec.json.Decoder(_Payload)
 
@@ -147,12 +153,14 @@ def parse_event(event: bytes, data: bytes) -> Chunk:
         return EMPTY
     try:
         payload = _decoder.decode(data)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         if event == b"error":
             return Chunk(error=_error_text(data.decode("utf-8", "replace")))
         raise ValueError(f"stream event is not a completion chunk ({error})") from None
-    if payload.error is not None or event == b"error":
-        return Chunk(error=_error_text(payload.error if payload.error is not None else data.decode("utf-8", "replace")))
+    if payload.error or event == b"error":
+        return Chunk(error=_error_text(payload.error or data.decode("utf-8", "replace")))
+    if payload.object == "error":
+        return Chunk(error=_error_text(payload.message or data.decode("utf-8", "replace")))
     return _meaning(payload)
 
 
@@ -173,10 +181,10 @@ def parse_answer(body: bytes) -> Chunk:
     """A whole, non-streamed answer. Raises ValueError when it is not a completion."""
     try:
         payload = _decoder.decode(body)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(f"answer is not a completion ({error})") from None
-    if payload.error is not None:
-        return Chunk(error=_error_text(payload.error))
+    if payload.error or payload.object == "error":
+        return Chunk(error=_error_text(payload.error or payload.message or body.decode("utf-8", "replace")))
     if not payload.choices:
         raise ValueError("answer holds no choices")
     return _meaning(payload)
@@ -197,11 +205,14 @@ def _meaning(payload: _Payload) -> Chunk:
             reasoning = reasoning or bool(delta.reasoning_content) or bool(delta.reasoning)
             for call in delta.tool_calls or ():
                 tool = tool or (call.function is not None and bool(call.function.name or call.function.arguments))
+            if isinstance(delta.function_call, dict):
+                tool = tool or any(delta.function_call.values())
         content = content or bool(choice.text)
-        finish_reason = finish_reason or choice.finish_reason
+        finish_reason = finish_reason or choice.finish_reason or None  # an empty one is none
     told = payload.usage or (payload.x_groq.usage if payload.x_groq is not None else None)
     usage = _usage(told) if told is not None else None
-    return Chunk(content, reasoning, tool, finish_reason, usage)
+    error = f"finish reason {finish_reason}" if finish_reason in FAILED_REASONS else None
+    return Chunk(content, reasoning, tool, finish_reason, usage, error)
 
 
 def _parts(content: Any) -> list[dict[str, Any]]:
@@ -231,8 +242,11 @@ def _usage(told: _Usage) -> Usage | None:
     )
 
 
-def _count(tokens: int | None) -> int | None:
-    return tokens if tokens is not None and 0 <= tokens <= TOKENS_MAX else None
+def _count(tokens: Any) -> int | None:
+    """A number of tokens; some services write it as 5.0. None for whatever cannot be one."""
+    if isinstance(tokens, float) and tokens.is_integer():
+        tokens = int(tokens)
+    return tokens if type(tokens) is int and 0 <= tokens <= TOKENS_MAX else None
 
 
 ERROR_TEXT_CHARS = 300

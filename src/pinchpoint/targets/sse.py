@@ -8,8 +8,10 @@ import re
 
 _LINE_END = re.compile(rb"\r\n|\n|\r")
 DATA, END = b"data: ", b"\n\n"
-FIELDS = (b"data", b"event", b"id", b"retry", b"")
+FIELDS = (b"data", b"event", b"id", b"retry", b"", b"error")
 """Names of fields; without a name, a line is a comment."""
+ERROR_FIELD = b"error"
+"""No field of the grammar, but llama.cpp's server reports errors in it; taken for `event: error` with that data."""
 MAX_EVENT_BYTES = 8 << 20
 """An event that never ends must not grow memory without bound. 8 MiB is far above any single delta."""
 
@@ -83,6 +85,10 @@ class SseParser:
             self._data_bytes += len(value)
         elif field == b"event":
             self._event = value
+        elif field == ERROR_FIELD:
+            self._event = ERROR_FIELD
+            self._data.append(value)
+            self._data_bytes += len(value)
 
     @property
     def idle(self) -> bool:
