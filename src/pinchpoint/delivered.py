@@ -28,6 +28,8 @@ GAP_TOLERANCE_S = 0.001
 DISTANCE_MAX = 0.05
 """More than one in twenty gaps out of place is another arrival process."""
 P_MIN = 0.01
+BEHIND_GAP_RATIO = 0.25
+"""A request that leaves within a quarter of the mean gap is in its place; see also GAP_TOLERANCE_S."""
 BACKLOG_MAX_RATIO = 0.01
 BACKLOG_MIN = 2
 FULL_RATIO = 0.99
@@ -75,7 +77,7 @@ class ArrivalFit(msgspec.Struct, frozen=True):
     gap_distance: float | None
     """Kolmogorov-Smirnov distance between the gaps scheduled and the gaps sent, shifts that change nothing left out."""
     backlog_max: int
-    """Largest number of requests that were due and not sent at one instant."""
+    """Largest number of requests that were due and not sent at one instant, for longer than a quarter of a gap."""
     late_p50_s: float | None
     late_p99_s: float | None
     late_max_s: float | None
@@ -229,7 +231,8 @@ def _arrivals(o: Outcomes, stage: Stage, t0_ns: int, asked: Asked | None) -> Arr
     due_s, sent_s = o.scheduled_s[sent] - start_s, np.sort(o.sent_s[sent]) - start_s
     late_s = o.sent_s[sent] - o.scheduled_s[sent]
     gaps_s = np.diff(due_s)
-    tolerance_s = max(GAP_TOLERANCE_RATIO * float(gaps_s.mean()), GAP_TOLERANCE_S) if len(gaps_s) else 0.0
+    mean_gap_s = float(gaps_s.mean()) if len(gaps_s) else 0.0
+    tolerance_s = max(GAP_TOLERANCE_RATIO * mean_gap_s, GAP_TOLERANCE_S)
     scheduled_fit = sent_fit = None
     if asked is not None and asked.gap_cdf is not None:
         scheduled_fit = fit(np.diff(asked.cumulated(offered_s - start_s)), asked.gap_cdf)
@@ -246,7 +249,7 @@ def _arrivals(o: Outcomes, stage: Stage, t0_ns: int, asked: Asked | None) -> Arr
         sent=len(sent_s),
         sent_ratio=len(sent_s) / offered if offered else None,
         gap_distance=two_sample_distance(gaps_s, np.diff(sent_s), tolerance_s),
-        backlog_max=_backlog_max(due_s, sent_s),
+        backlog_max=_backlog_max(due_s, sent_s, max(BEHIND_GAP_RATIO * mean_gap_s, GAP_TOLERANCE_S)),
         late_p50_s=float(np.quantile(late_s, 0.5)) if len(late_s) else None,
         late_p99_s=float(np.quantile(late_s, 0.99)) if len(late_s) else None,
         late_max_s=float(late_s.max()) if len(late_s) else None,
@@ -256,14 +259,12 @@ def _arrivals(o: Outcomes, stage: Stage, t0_ns: int, asked: Asked | None) -> Arr
     )
 
 
-def _backlog_max(due_s: np.ndarray, sent_s: np.ndarray) -> int:
-    """Largest distance between the counting processes of what was due and what was sent; both in order.
-
-    A request that is sent within GAP_TOLERANCE_S of its instant was never behind.
-    """
+def _backlog_max(due_s: np.ndarray, sent_s: np.ndarray, tolerance_s: float) -> int:
+    """Largest distance between the counting processes of what was due and what was sent, both in order, the first one
+    shifted by the tolerance."""
     if not len(due_s):
         return 0
-    behind = np.arange(1, len(due_s) + 1) - np.searchsorted(sent_s, due_s + GAP_TOLERANCE_S, side="right")
+    behind = np.arange(1, len(due_s) + 1) - np.searchsorted(sent_s, due_s + tolerance_s, side="right")
     return max(0, int(behind.max()))
 
 

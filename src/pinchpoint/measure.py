@@ -343,7 +343,10 @@ def _worker(o: Outcomes, worker: int) -> WorkerShare:
 
 
 def _notes(o: Outcomes, view: RunView, total: Tally) -> tuple[str, ...]:
+    dead = [event for event in view.run.events() if event.get("kind") == "worker-lost"]
     notes = list(view.run.problems)
+    if dead and any(stage.concurrency is not None for stage in o.stages):
+        notes.append(f"load processes that died: {len(dead)}; what they held of a closed loop is not counted as lost")
     if view.manifest.status != "complete":
         notes.append(f"the run stopped early: {view.manifest.abort_reason or 'it was never sealed'}")
     if not o.stages:

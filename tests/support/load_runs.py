@@ -109,7 +109,8 @@ def load_stage(index: int = 0, start_s: float = 0.0, length_s: float = 10.0, **m
 def build_load(
     path: Path, stages: Sequence[Stage], answers: Sequence[Answer], *, plan: dict[str, Any] | None = None, **more: Any
 ) -> RunView:
-    """Writes and opens the run. `more` replaces fields of the manifest, such as status and abort_reason."""
+    """Writes and opens the run. `more` replaces fields of the manifest, such as status and abort_reason; events: their kinds."""
+    events = more.pop("events", ())
     status, abort_reason = more.pop("status", "complete"), more.pop("abort_reason", None)
     fields: dict[str, Any] = {
         "run_id": "20261124-0800-calm-otter",
@@ -157,5 +158,7 @@ def build_load(
     schedule.close()
     records.close()
     writer.part("telemetry", "none").close()
+    for event in events:
+        writer.event(T0_NS, event)
     writer.seal(status, abort_reason)
     return RunView(read_run(path))

@@ -100,6 +100,11 @@ def test_jitter_below_a_millisecond_changes_no_process(tmp_path: Path, arrivals:
     assert found.arrivals[0].scheduled_p is None, "a fixed gap is no law that a sample could fit"
 
 
+def test_a_few_milliseconds_at_thirty_a_second_are_no_backlog(tmp_path: Path) -> None:
+    answers = [served(due_s, lag_s=0.006 if i % 50 < 3 else 0.0) for i, due_s in enumerate(poisson(30, 10))]
+    assert delivery(tmp_path, answers, flat(30, "poisson")).flags == ()
+
+
 def test_a_schedule_of_another_process_than_asked_shows_in_its_p(tmp_path: Path) -> None:
     answers = [served(due_s) for due_s in even(20, 10)]
     found = delivery(tmp_path, answers, flat(20, "poisson"))

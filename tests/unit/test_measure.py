@@ -158,6 +158,12 @@ def test_a_closed_loop_has_offered_what_it_took(tmp_path: Path) -> None:
     assert (total.offered, total.completed, total.lost) == (30, 30, 0)
 
 
+def test_a_dead_load_process_of_a_closed_loop_is_told(tmp_path: Path) -> None:
+    answers = [served(i * 0.3, closed=True) for i in range(30)]
+    result = measured(tmp_path, answers, [load_stage(concurrency=1)], events=("worker-lost",))
+    assert any("load processes that died: 1" in note for note in result.notes)
+
+
 def test_requests_sent_late_stretch_the_window_of_the_rate(tmp_path: Path) -> None:
     answers = [served(due_s, lag_s=due_s) for due_s in even(20, 10)]  # half of the speed asked
     assert measured(tmp_path, answers).total.achieved_rate_rps == pytest.approx(10.0, rel=0.02)

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pinchpoint.delivered import ConcurrencyFit, Delivery
-from pinchpoint.measure import Metric, StageLoad, Tally
+from pinchpoint.measure import Metric, StageLoad
 from pinchpoint.report import words
 from pinchpoint.report.literal import literal, visible
 from pinchpoint.report.load_answer import LoadAnswer
@@ -65,7 +65,7 @@ def render_load(
         body.add_row(Text(label, style="bold"), Padding(content, (0, 0, 1, 0)))
     parts: list[RenderableType] = [_title(answer), *_validity(answer), Text(""), body, _latencies(answer, width)]
     if len(answer.result.stages) > 1:
-        parts += [Text(""), _stages(answer.result.stages)]
+        parts += [Text(""), _stages(answer.result.stages, width)]
     notes = answer.notes
     if notes:
         parts.append(Text(""))
@@ -88,12 +88,15 @@ def load_text(
 
 
 def print_load(console: Console, answer: LoadAnswer, *, paths: Mapping[str, object] | None = None) -> None:
-    """Prints to a console, falling back to ASCII where its encoding cannot show our signs."""
-    if (console.encoding or "ascii").lower().startswith("utf"):
+    """Prints to a console, falling back to ASCII where its encoding cannot show our signs, and to WIDTH_DEFAULT where
+    there is no terminal that would have a width."""
+    unicode = (console.encoding or "ascii").lower().startswith("utf")
+    if unicode and console.is_terminal:
         console.print(render_load(answer, console.width, paths=paths), highlight=False)
-    else:
-        text = load_text(answer, console.width, paths=paths, ascii_only=True)
-        console.print(Text(text), end="", highlight=False, soft_wrap=True)
+        return
+    width = console.width if console.is_terminal else WIDTH_DEFAULT
+    text = load_text(answer, width, paths=paths, ascii_only=not unicode)
+    console.print(Text(text), end="", highlight=False, soft_wrap=True)
 
 
 def _title(answer: LoadAnswer) -> Text:
@@ -258,7 +261,7 @@ def _range(interval: tuple[float, float] | None, *, seconds: bool) -> str:
         low, high = low * scale, high * scale
     digits = 3
     if high > low > 0:
-        digits = min(5, max(3, 1 + math.ceil(math.log10(high / (high - low)))))
+        digits = min(4, max(3, 1 + math.ceil(math.log10(high / (high - low)))))
     return f"{significant(low, digits)}–{significant(high, digits)}"
 
 
@@ -284,22 +287,26 @@ def _errors(answer: LoadAnswer) -> RenderableType:
     return Group(grid, Text(told, style="dim"))
 
 
-def _stages(stages: Sequence[StageLoad]) -> RenderableType:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", expand=False)
-    table.add_column("stage", no_wrap=True, overflow="ellipsis", max_width=22)
-    for label in ("asked", "offered", "sent/s", "failed", "TTFT p50", "p95", "TPOT p50", "p95", "E2E p95"):
+def _stages(stages: Sequence[StageLoad], width: int) -> RenderableType:
+    wide = width >= WIDE
+    table = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False, header_style="dim", expand=False)
+    table.add_column("stage", no_wrap=True, overflow="ellipsis", max_width=18 if wide else 10)
+    labels = ("asked", "offered", "sent/s", "failed", "TTFT p50", "p95", "TPOT p50", "p95", "E2E p95")
+    for label in labels if wide else ("asked", "offered", "failed", "TTFT p50", "p95", "TPOT p50"):
         table.add_column(label, justify="right", no_wrap=True)
     for stage in stages[:STAGES_SHOWN]:
         tally = stage.tally
+        ttft, tpot = tally.metrics["ttft_s"], tally.metrics["tpot_s"]
         table.add_row(
             literal(stage.name or f"{stage.index}"),
             _asked_short(stage),
             format_count(tally.offered),
-            words.rate(tally.achieved_rate_rps),
+            *([words.rate(tally.achieved_rate_rps)] if wide else []),
             Text(format_count(tally.failed), style="red" if tally.failed else ""),
-            *_pair(tally, "ttft_s"),
-            *_pair(tally, "tpot_s"),
-            format_duration(tally.metrics["e2e_s"].p95),
+            format_duration(ttft.p50),
+            format_duration(ttft.p95),
+            format_duration(tpot.p50),
+            *([format_duration(tpot.p95), format_duration(tally.metrics["e2e_s"].p95)] if wide else []),
         )
     lines: list[RenderableType] = [Text("STAGES", style="bold"), table]
     if len(stages) > STAGES_SHOWN:
@@ -311,11 +318,6 @@ def _asked_short(stage: StageLoad) -> str:
     if stage.concurrency is not None:
         return counted(stage.concurrency, "user")
     return MISSING if stage.rate_rps is None else f"{words.offered(stage.rate_rps)}/s"
-
-
-def _pair(tally: Tally, name: str) -> tuple[str, str]:
-    metric = tally.metrics[name]
-    return format_duration(metric.p50), format_duration(metric.p95)
 
 
 def _paths(paths: Mapping[str, object]) -> RenderableType:

@@ -126,6 +126,22 @@ def test_stages_are_listed_when_there_are_several(tmp_path: Path) -> None:
     assert "STAGES" not in load_text(answer(tmp_path / "one", answers[:200], stages[0]))
 
 
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_stages_fit_into_their_terminal(tmp_path: Path, width: int) -> None:
+    stages = [load_stage(0, 0, 10, rate_rps=20.0), load_stage(1, 10, 10, concurrency=2000)]
+    answers = [served(due_s, ttft_s=0.1234) for due_s in even(20, 10)]
+    answers += [served(due_s, stage=1, closed=True) for due_s in even(10, 10, 10)]
+    listed = load_text(answer(tmp_path, answers, *stages), width).split("STAGES")[1]
+    assert "…" not in listed
+    assert "2,000 users" in listed
+
+
+def test_without_a_terminal_no_width_is_guessed_and_no_line_ends_in_blanks(plain: LoadAnswer) -> None:
+    buffer = io.StringIO()
+    print_load(Console(file=buffer, width=61), plain)
+    assert buffer.getvalue() == load_text(plain, 100)
+
+
 def test_text_from_a_hostile_service_stays_text(tmp_path: Path) -> None:
     target = TargetFacts(url="http://x", engine="vllm", model=HOSTILE, engine_version=HOSTILE)
     answers = [Answer(s, s, status="http_error", fields={"error": HOSTILE}) for s in even(10, 2)]
