@@ -321,11 +321,12 @@ def _end_ns(schedule: Schedule, duration_s: float | None) -> int:
 
 def _slots(spec: ClosedStage) -> Slots:
     """A ramp begins or ends its users one by one, each in the middle of the time that the ramp has for it, so that the
-    mean number of users is that of the straight line."""
-    begin, end = spec.concurrency, spec.to_concurrency
-    if end is None or spec.duration_s is None:
+    mean number of users is that of the straight line. No user begins anything at or after the end of the stage."""
+    begin, end = spec.concurrency, spec.to_concurrency or spec.concurrency
+    if spec.duration_s is None:
         return Slots.constant(begin)
     slots, moving = Slots.constant(max(begin, end)), abs(end - begin)
+    slots.until_ns[:] = round(spec.duration_s * NS_PER_S)
     instants_ns = np.rint((np.arange(moving) + 0.5) / max(moving, 1) * spec.duration_s * NS_PER_S).astype(np.int64)
     if end > begin:
         slots.start_ns[begin:] = instants_ns
