@@ -8,7 +8,9 @@ Latency counts from the scheduled instant, so a late send shows as latency of th
 page guards against.
 """
 
+import ipaddress
 from collections.abc import Callable, Sequence
+from urllib.parse import urlsplit
 
 import numpy as np
 
@@ -181,6 +183,12 @@ def timestamps(features: Features) -> ValidityReason:
 
 def shared_host(features: Features) -> ValidityReason:
     """A server on the client's host competes with it for cores; then the capacity found is that of the pair."""
+    if not features.view.manifest.virtual and not features.facts.server_pids and _is_loopback(features.facts.url):
+        return ValidityReason(
+            "shared-host",
+            "unknown",
+            "the address is of this host, and the cores that the service uses were not watched",
+        )
     if features.view.manifest.virtual or not features.facts.server_pids:
         return ValidityReason("shared-host", "ok", "the server does not run on this host, as far as can be seen")
     cpu = max((s.host_cpu_p90 for s in features.tested if s.host_cpu_p90 is not None), default=None)
@@ -193,6 +201,14 @@ def shared_host(features: Features) -> ValidityReason:
         text += ": server and generator competed for cores; run the generator on another machine to be sure"
         return ValidityReason("shared-host", "suspect", text, cpu, SHARED_HOST_CPU_RATIO, "ratio")
     return ValidityReason("shared-host", "ok", text, cpu, SHARED_HOST_CPU_RATIO, "ratio")
+
+
+def _is_loopback(url: str) -> bool:
+    host = urlsplit(url).hostname or ""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def telemetry_gaps(features: Features) -> ValidityReason:

@@ -223,6 +223,7 @@ class _Worker:
             "client.loop_stall_max_s": self._issuer.stall_ns / NS_PER_S,
             "client.in_flight": float(len(self._issuer.in_flight)),
             "client.connections": float(self._issuer.connections),
+            "client.clock_drift_s": (self._issuer.wall.offset_ns - self._issuer.wall.first_offset_ns) / NS_PER_S,
         }
         if cpu_cores is not None:
             readings["client.loop_busy_ratio"] = self._busy_ratio
