@@ -76,6 +76,10 @@ class Run:
         return self.usage.foreign_cores(self.truth.begin_ns, self.truth.end_ns)
 
     @property
+    def stolen_cores(self) -> float:
+        return self.usage.stolen_cores(self.truth.begin_ns, self.truth.end_ns)
+
+    @property
     def server_cores(self) -> float:
         return self.usage.beside_cores(self.truth.begin_ns, self.truth.end_ns)
 

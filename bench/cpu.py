@@ -60,10 +60,11 @@ def process_cpu_s(pid: int, *, children: bool = True) -> float:
     return sum(int(text) for text in fields[_STAT_UTIME:end]) / TICKS_PER_S if fields else 0.0
 
 
-def host_cpu_s() -> float:
-    """Time that the cores of this host were busy since boot, for whomever."""
-    user, nice, system, _, _, irq, softirq, *_ = map(int, Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:])
-    return (user + nice + system + irq + softirq) / TICKS_PER_S
+def host_cpu_s() -> tuple[float, float]:
+    """Time since boot that the cores of this host were busy, for whomever, and that a hypervisor took from them."""
+    words = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
+    user, nice, system, _, _, irq, softirq, steal = map(int, words)
+    return (user + nice + system + irq + softirq) / TICKS_PER_S, steal / TICKS_PER_S
 
 
 class _Group:
@@ -128,6 +129,7 @@ class Usage:
     t_ns: np.ndarray
     cpu_s: np.ndarray
     host_s: np.ndarray
+    stolen_s: np.ndarray
     beside_s: np.ndarray
     """CPU time of the process named as `beside`, the server."""
     peak_rss: dict[int, int] = field(default_factory=dict)
@@ -142,6 +144,10 @@ class Usage:
         busy = self._between(self.host_s, begin_ns, end_ns)
         ours = self.cpu_between_s(begin_ns, end_ns) + self._between(self.beside_s, begin_ns, end_ns)
         return (busy - ours) * 1e9 / max(1, end_ns - begin_ns)
+
+    def stolen_cores(self, begin_ns: int, end_ns: int) -> float:
+        """Cores that the hypervisor took away."""
+        return self._between(self.stolen_s, begin_ns, end_ns) * 1e9 / max(1, end_ns - begin_ns)
 
     def beside_cores(self, begin_ns: int, end_ns: int) -> float:
         return self._between(self.beside_s, begin_ns, end_ns) * 1e9 / max(1, end_ns - begin_ns)
@@ -167,7 +173,7 @@ class Tree:
         self._command = [str(word) for word in command]
         self._beside = beside
         self._group = _make_group()
-        self._samples: list[tuple[int, float, float, float]] = []
+        self._samples: list[tuple[int, float, float, float, float]] = []
         self._peak_rss: dict[int, int] = {}
         self._ended = threading.Event()
         self._exec_ns = time.monotonic_ns()
@@ -201,7 +207,7 @@ class Tree:
 
     def _take(self) -> None:
         beside_s = process_cpu_s(self._beside) if self._beside else 0.0
-        self._samples.append((time.monotonic_ns(), self._cpu_s(), host_cpu_s(), beside_s))
+        self._samples.append((time.monotonic_ns(), self._cpu_s(), *host_cpu_s(), beside_s))
 
     def _sample(self) -> None:
         count = 0
@@ -232,7 +238,7 @@ class Tree:
         self._sampler.join()
         self._take()
         self._end_group()
-        t_ns, cpu_s, host_s, beside_s = (np.array(column) for column in zip(*self._samples, strict=True))
+        t_ns, cpu_s, host_s, stolen_s, beside_s = (np.array(column) for column in zip(*self._samples, strict=True))
         return Usage(
             self._command,
             self._group.method if self._group else "/proc",
@@ -244,6 +250,7 @@ class Tree:
             np.concatenate([[self._exec_ns], t_ns]),
             np.concatenate([[0.0], cpu_s]),
             np.concatenate([[host_s[0]], host_s]),
+            np.concatenate([[stolen_s[0]], stolen_s]),
             np.concatenate([[beside_s[0]], beside_s]),
             self._peak_rss,
         )

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from clients import Load, Run, aiohttp_client, c_client, import_s, join, measure, pinchpoint, wrk
-from server import BenchError, Truth, quantile
+from server import BenchError, quantile
 
 TOKENS = 200
 TTFT_US, ITL_US = 50_000, 10_000
@@ -29,6 +29,7 @@ SEND_LAG_P99_MAX_S = 500e-6
 STARTUP_MAX_S, TAIL_MAX_S = 0.5, 1.0
 WORKERS_RATIO_MIN = 1.7
 RSS_MAX_BYTES = 300e6
+STOLEN_SHOWN_CORES = 0.005
 KEPT_S = 5e-3
 """A schedule is kept when the server sees requests no later than this after they were due, p99."""
 RANK_S = 2 / FREEZE_RPS
@@ -83,9 +84,16 @@ def reported(run: Run, metric: str, statistic: str) -> float | None:
 def _noise(scenario: str, *runs: Run) -> Row:
     cores = ", ".join(f"{run.foreign_cores:.2f}" for run in runs)
     late = ", ".join(f"{ms(quantile(run.truth.write_lateness_s(), 0.99))}" for run in runs if run.truth.streamed.any())
-    method = runs[0].usage.method
-    text = f"noise {cores} cores" + (f"; server late p99 {late}" if late else "")
-    return Row(scenario, "conditions", text + f"; CPU from {method}; server {runs[0].truth.priority}")
+    stolen = max(run.stolen_cores for run in runs)
+    text = f"noise {cores} cores" + (f", stolen {stolen:.2f}" if stolen >= STOLEN_SHOWN_CORES else "")
+    text += f"; server late p99 {late}" if late else ""
+    numbers = {
+        "foreign_cores": [run.foreign_cores for run in runs],
+        "stolen_cores": [run.stolen_cores for run in runs],
+        "server_cores": [run.server_cores for run in runs],
+    }
+    text += f"; CPU from {runs[0].usage.method}; server {runs[0].truth.priority}"
+    return Row(scenario, "conditions", text, numbers=numbers)
 
 
 def _all_done(scenario: str, run: Run, load: Load) -> Row:
@@ -171,15 +179,18 @@ def _compare(
     statistics: tuple[str, ...],
     limit_s: float | None,
 ) -> Row:
-    texts, worst_s, numbers = [], 0.0, {}
+    """Judged on what was reported: a percentile of too few requests is withheld, which is no error."""
+    texts, errors_s, numbers = [], [], {}
     for statistic in statistics:
         ours_s = reported(run, metric, statistic)
         true_s = float(true.mean()) if statistic == "mean" else quantile(true, 0.99)
-        texts.append(f"{statistic} {ms(ours_s)} (true {ms(true_s)})")
-        worst_s = max(worst_s, abs(ours_s - true_s) if ours_s is not None else float("inf"))
+        texts.append(f"{statistic} {'withheld' if ours_s is None else ms(ours_s)} (true {ms(true_s)})")
         numbers[statistic] = {"reported_s": ours_s, "true_s": true_s}
+        if ours_s is not None:
+            errors_s.append(abs(ours_s - true_s))
+    met = None if limit_s is None else bool(errors_s) and max(errors_s) <= limit_s
     target = f"within {ms(limit_s)}" if limit_s else ""
-    return Row(scenario, name, ", ".join(texts), target, worst_s <= limit_s if limit_s else None, numbers)
+    return Row(scenario, name, ", ".join(texts), target, met, numbers)
 
 
 def cpu_50(bench: Bench) -> Iterator[Row]:
@@ -413,7 +424,7 @@ def memory(bench: Bench) -> Iterator[Row]:
     """10 million tokens recorded."""
     load = Load(50_000, TOKENS, concurrency=400, force=True)
     with bench.ours("memory", load, ttft_us=20_000, itl_us=3_000, timeout_s=240) as (run, _):
-        yield _noise_short("memory", run.truth)
+        yield _noise("memory", run)
         yield _all_done("memory", run, load)
     peak = run.usage.peak_rss_bytes
     processes = ", ".join(f"{size / 1e6:.0f}" for size in sorted(run.usage.peak_rss.values(), reverse=True))
@@ -427,10 +438,6 @@ def memory(bench: Bench) -> Iterator[Row]:
     )
     tail = f"{run.tail_s:.2f} s"
     yield Row("memory", "last token to exit", tail, numbers={"tail_s": run.tail_s})
-
-
-def _noise_short(scenario: str, truth: Truth) -> Row:
-    return Row(scenario, "conditions", f"{truth.tokens_per_s:,.0f} tokens/s, {truth.connections} connections")
 
 
 SCENARIOS: dict[str, Scenario] = {

@@ -100,6 +100,6 @@ def test_a_command_that_takes_too_long_is_killed_with_its_children():
 
 def test_cpu_time_of_a_stretch_lies_between_samples():
     t_ns, zero = np.array([0, 1_000_000_000, 2_000_000_000]), np.zeros(3)
-    usage = Usage([], "test", 0, 2_000_000_000, 0, "", "", t_ns, np.array([0.0, 1.0, 1.5]), zero, zero)
+    usage = Usage([], "test", 0, 2_000_000_000, 0, "", "", t_ns, np.array([0.0, 1.0, 1.5]), zero, zero, zero)
     assert usage.cpu_between_s(500_000_000, 2_000_000_000) == pytest.approx(1.0)
     assert usage.cpu_between_s(0, 9_000_000_000) == pytest.approx(1.5)
