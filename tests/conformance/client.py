@@ -98,7 +98,7 @@ class Driver:
         )
 
     def send(self) -> int:
-        """Issues one request now and returns its number."""
+        """Makes one request due now and returns its number. It leaves with the next turn of the loop."""
         self._sent += 1
         self.issuer.start(monotonic_ns(), one_request(self._sent))
         return self._sent
@@ -123,8 +123,8 @@ class Driver:
 
     def tokens(self, number: int) -> int:
         """Pieces of text that came so far."""
-        ones = [one for one in self.ended if one.row.request_id == number] or [self.issuer.in_flight[number]]
-        return len(ones[0].chunk_ns)
+        ones = [one for one in [*self.ended, *self.issuer.in_flight.values()] if one.row.request_id == number]
+        return len(ones[0].chunk_ns) if ones else 0
 
     def result(self, number: int) -> Exchange:
         """Runs the loop until request `number` has ended; fails when it is told to have ended twice."""

@@ -215,6 +215,8 @@ MEANING = [
     Handmade(
         "an empty finish reason is none", chat(finish="", content="a") + chat(finish="", content="b"), "truncated", 2
     ),
+    Handmade("a finish reason without end is cut", A + chat(finish="x" * 5000), "ok", 1, "x" * 64),
+    Handmade("a finish reason is harmless in a terminal", A + chat(finish="\x1b[2Jstop\n"), "ok", 1, "[2Jstop"),
     Handmade("an empty finish reason, then one", chat(finish="", content="a") + STOP + DONE, "ok", 1, "stop"),
     Handmade("tool calls null", chat(content="a", tool_calls=None, function_call=None) + STOP, "ok", 1, "stop"),
     Handmade(
@@ -405,6 +407,7 @@ BROKEN = [
         "stop",
     ),
     Handmade("UTF-8 of a surrogate", A + _raw(b"\xed\xa0\x80") + STOP + DONE, "malformed", 1, "stop"),
+    Handmade("half a surrogate pair", A + _raw(b"\\ud83d") + _raw(b"\\ude00") + STOP, "malformed", 1, "stop"),
     Handmade("a raw control character", A + _raw(b"\x01") + STOP + DONE, "malformed", 1, "stop"),
     Handmade("an escape that is none", A + _raw(b"\\x41") + STOP + DONE, "malformed", 1, "stop"),
     Handmade(

@@ -290,6 +290,7 @@ NOT_HTTP = [
         None,
         101,
     ),
+    Case("a status below all statuses", (R, answer("007 Bond", b""), "hold"), "http_error", None, 7),
     Case("a status that is no number", (R, head("abc OK") + b"x", "hold"), "malformed", None, None, "HTTP"),
 ]
 
@@ -660,3 +661,28 @@ def test_a_request_that_never_succeeds_ends_with_its_timeout_however_many_attemp
     with EvilServer(lambda _: script) as server, driver(server.url, TIMEOUTS, retries=5) as loop:
         (bad,) = run(server, loop)
     assert (bad.status, bad.phase) == ("timeout", "first-token")
+
+
+TOGETHER = [case for case in CASES if case.listens == "accept" and case.requests == 1]
+LONGER = Timeouts(connect_s=2.0, first_token_s=2.0, between_tokens_s=1.0, total_s=4.0)
+
+
+def test_all_bad_answers_at_once_are_named_rightly_and_disturb_no_other_stream() -> None:
+    scripts = [script_of(case) for case in TOGETHER]
+    with EvilServer(lambda number: scripts[number](number)) as server, driver(server.url, LONGER) as loop:
+        good = loop.send()
+        loop.until(lambda: loop.tokens(good) > 0)
+        numbers = [loop.send() for _ in TOGETHER]
+        loop.until(lambda: all(loop.has_ended(number) for number in numbers))
+        bad = [loop.result(number) for number in numbers]
+        server.finish.set()
+        one = loop.result(good)
+    # Connections are accepted in the order in which they were opened, so the scripts go by that.
+    opened = sorted(bad, key=lambda exchange: exchange.connect_ns or 0)
+    wrong = [
+        f"{case.name}: {exchange.status}, not {case.status} ({exchange.error})"
+        for exchange, case in zip(opened, TOGETHER, strict=True)
+        if exchange.status != case.status or (case.tokens >= 0 and len(exchange.chunk_ns) != case.tokens)
+    ]
+    assert wrong == []
+    assert (one.status, len(one.chunk_ns)) == ("ok", server.well_tokens)

@@ -28,6 +28,9 @@ MAX_HEAD_BYTES = 64 << 10
 """Common servers and proxies refuse more; a service that sends headers without end must not fill our memory."""
 REJECTED_STATUSES = (429, 503)
 ERROR_TEXT_CHARS = 300
+FINISH_REASON_CHARS = 64
+"""Of what the service calls its finish reason; the longest in use has 14."""
+HTTP_INTERIM, HTTP_OK = 100, 200
 TEMPLATES_MAX = 16
 """Per stream: one each for reasoning and content are usual. An answer without a pattern is not searched for one."""
 MISSES_BEFORE_RELEARNING = 2
@@ -396,7 +399,7 @@ class Exchange:
         return False
 
     def on_message_complete(self) -> None:
-        if self.http_status is not None and self.http_status < 200:
+        if self.http_status is not None and HTTP_INTERIM <= self.http_status < HTTP_OK:
             self.http_status = None  # 100 Continue: the real answer follows
             return
         self._finish(self._stamp_ns)
@@ -416,7 +419,7 @@ class Exchange:
         if chunk.done:
             self.saw_done = True
         if chunk.finish_reason is not None:
-            self.finish_reason = chunk.finish_reason
+            self.finish_reason = _finish_reason(chunk)
         if chunk.usage is not None:
             self.usage = chunk.usage
         if chunk.has_text:
@@ -480,7 +483,7 @@ class Exchange:
         except ValueError as error:
             self.status, self.error = "malformed", _clean(str(error))
             return
-        self.usage, self.finish_reason = chunk.usage, chunk.finish_reason
+        self.usage, self.finish_reason = chunk.usage, _finish_reason(chunk)
         self.status = "ok"
         if chunk.error is not None:
             self.status, self.error = "stream_error", _clean(chunk.error)
@@ -494,6 +497,10 @@ class Exchange:
         if HTTP_REDIRECT <= (self.http_status or 0) < HTTP_CLIENT_ERROR:
             text = f"redirects are not followed; give the final URL. {text}"
         return f"HTTP {self.http_status}: {_clean(text)}"[:ERROR_TEXT_CHARS]
+
+
+def _finish_reason(chunk: Chunk) -> str | None:
+    return _clean(chunk.finish_reason)[:FINISH_REASON_CHARS] if chunk.finish_reason is not None else None
 
 
 def _clean(text: str) -> str:
