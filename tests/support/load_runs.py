@@ -109,7 +109,10 @@ def load_stage(index: int = 0, start_s: float = 0.0, length_s: float = 10.0, **m
 def build_load(
     path: Path, stages: Sequence[Stage], answers: Sequence[Answer], *, plan: dict[str, Any] | None = None, **more: Any
 ) -> RunView:
-    """Writes and opens the run. `more` replaces fields of the manifest, such as status and abort_reason; events: their kinds."""
+    """Writes and opens the run.
+
+    `more` replaces fields of the manifest, such as status and abort_reason; events: kinds of events to write.
+    """
     events = more.pop("events", ())
     status, abort_reason = more.pop("status", "complete"), more.pop("abort_reason", None)
     fields: dict[str, Any] = {
