@@ -186,7 +186,11 @@ class Backlog:
         return None
 
     def ended(self, row: ScheduledRequest, slot: Slot | None, end_ns: int) -> bool:
-        """A request has ended: what waits for it becomes due. True when its session goes on."""
+        """A request has ended: what waits for it becomes due. True when its session goes on.
+
+        end_ns: when the loop saw that it had ended. A closed loop's user can only think from then on; that the loop
+        may see it late shows as fewer users in flight, not as latency.
+        """
         entry = self._turns.get(row.session_id)
         if entry is not None:
             step, turns = entry

@@ -58,6 +58,9 @@ HTTP_OK = 200
 HTTP_REDIRECT = 300
 STALE_WINDOW_NS = NS_PER_S
 """A close that was already under way when the request went out arrives within one round trip; a second is ample."""
+FAILURE_PAUSE_NS = NS_PER_S // 10
+"""A user whose connection failed waits so long before the next request: a service that refuses at once would else be
+asked as often as the loop can turn."""
 RETRY_BASE_S = 0.1
 """First pause before another attempt where the service names none; doubled each time, and half of it is random."""
 RETRY_AFTER_MAX_S = 30.0
@@ -186,9 +189,8 @@ class Issuer:
         """Issues what is due, waits for the next event or `until_ns`, handles what came."""
         now_ns = monotonic_ns()
         backlog = self._backlog
-        while (due := backlog.pop(now_ns)) is not None:
-            assert due.row is not None
-            self._issue(due.row, due.body, due.at_ns, due.slot)
+        if backlog.next_ns is not None and backlog.next_ns <= now_ns:
+            self._issue_due(now_ns)
             now_ns = monotonic_ns()
         if self._again and self._again[0][0] <= now_ns:
             self._send_again(now_ns)
@@ -215,6 +217,13 @@ class Issuer:
             self._next_wall_ns = after_ns + WALL_REFRESH_NS
         if after_ns >= self._next_expire_ns:
             self._expire(after_ns)
+
+    def _issue_due(self, now_ns: int) -> None:
+        """Issues what was due by then. What becomes due meanwhile waits for its turn, or a service that refuses at once
+        would keep the loop here for ever."""
+        while (due := self._backlog.pop(now_ns)) is not None:
+            assert due.row is not None
+            self._issue(due.row, due.body, due.at_ns, due.slot)
 
     def _wake_ns(self, until_ns: int) -> int:
         """When the loop has something to do of its own accord."""
@@ -270,6 +279,7 @@ class Issuer:
             seconds, nanoseconds = unpack_timespec(ancillary[0][2])
             if exchange.take(data, seconds * NS_PER_S + nanoseconds - offset_ns):
                 self._finish(connection, exchange)
+                self._issue_due(monotonic_ns())  # a user who does not think is not kept waiting for the others
         return after_ns
 
     def forget_stall(self) -> None:
@@ -589,11 +599,13 @@ class Issuer:
             return False
         self._bodies.pop(row.request_id, None)
         exchange.release()
-        end_ns = exchange.end_ns = exchange.end_ns or monotonic_ns()
+        now_ns = monotonic_ns()
+        exchange.end_ns = exchange.end_ns or now_ns
         self._on_done(exchange)
         if exchange.status == "abandoned":
             self._backlog.give_up(row)
-        goes_on = self._backlog.ended(row, exchange.slot, end_ns)
+        pause_ns = FAILURE_PAUSE_NS if exchange.status == "transport_error" else 0
+        goes_on = self._backlog.ended(row, exchange.slot, now_ns + pause_ns)
         if not goes_on:
             self._backend_of.pop(row.session_id, None)
         return goes_on
