@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 SAMPLE_PERIOD_S = 0.05
-MEMORY_EVERY = 4
-"""Memory is read at every fourth sample: it costs a file per process."""
+PROCESSES_EVERY = 4
+"""Memory and CPU by process are read at every fourth sample: they cost two files per process."""
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _STAT_PARENT, _STAT_UTIME, _STAT_CUTIME_END = 1, 11, 15
 """Positions in /proc/PID/stat after the command name (proc(5): fields 4, 14 to 17)."""
@@ -134,6 +134,8 @@ class Usage:
     """CPU time of the process named as `beside`, the server."""
     peak_rss: dict[int, int] = field(default_factory=dict)
     """pid -> most resident bytes it ever had."""
+    process_s: dict[int, float] = field(default_factory=dict)
+    """pid -> CPU seconds of that process alone over its life, when last looked at (within 0.2 s of its end)."""
 
     def cpu_between_s(self, begin_ns: int, end_ns: int) -> float:
         """CPU seconds of the tree in a stretch of time, between samples by interpolation."""
@@ -175,6 +177,7 @@ class Tree:
         self._group = _make_group()
         self._samples: list[tuple[int, float, float, float, float]] = []
         self._peak_rss: dict[int, int] = {}
+        self._process_s: dict[int, float] = {}
         self._ended = threading.Event()
         self._exec_ns = time.monotonic_ns()
         self._process = subprocess.Popen(
@@ -214,11 +217,12 @@ class Tree:
         while not self._ended.wait(SAMPLE_PERIOD_S):
             self._take()
             count += 1
-            if count % MEMORY_EVERY == 0:
-                self._read_memory()
+            if count % PROCESSES_EVERY == 0:
+                self._read_processes()
 
-    def _read_memory(self) -> None:
+    def _read_processes(self) -> None:
         for pid in self.pids:
+            self._process_s[pid] = process_cpu_s(pid, children=False) or self._process_s.get(pid, 0.0)
             with contextlib.suppress(OSError):
                 for line in Path(f"/proc/{pid}/status").read_text().splitlines():
                     if line.startswith("VmHWM:"):
@@ -253,6 +257,7 @@ class Tree:
             np.concatenate([[stolen_s[0]], stolen_s]),
             np.concatenate([[beside_s[0]], beside_s]),
             self._peak_rss,
+            self._process_s,
         )
 
     def _end_group(self) -> None:
