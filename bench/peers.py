@@ -358,7 +358,8 @@ def main() -> int:
             screen.print(f"{line.name}, {line.streams} streams: {escape(line.note)}")
     for name in arguments.only:
         if name not in programs:
-            screen.print(f"{name} is not installed; to have it here: python -m venv V; V/bin/{escape(PEERS[name].install)}")
+            install = escape(PEERS[name].install)
+            screen.print(f"{name} is not installed; to have it here: python -m venv V; V/bin/{install}")
     if arguments.json:
         arguments.json.write_text(json.dumps([numbers(line) for line in lines], indent=1))
     return 0
