@@ -90,11 +90,18 @@ class SamePrompt:
 class Driver:
     """An Issuer in the test's own thread. `ended` holds the exchanges in the order in which they ended."""
 
-    def __init__(self, url: str, timeouts: Timeouts, tls: ssl.SSLContext | None = None, **habits: Any) -> None:
+    def __init__(
+        self, url: str, timeouts: Timeouts, tls: ssl.SSLContext | None, proxy: str | None, **habits: Any
+    ) -> None:
         self.ended: list[Exchange] = []
         self._sent = 0
         self.issuer = Issuer(
-            [resolve(url)], CHAT, SamePrompt(), self.ended.append, habits=Habits(timeouts=timeouts, **habits), tls=tls
+            [resolve(url, proxy=proxy)],
+            CHAT,
+            SamePrompt(),
+            self.ended.append,
+            habits=Habits(timeouts=timeouts, **habits),
+            tls=tls,
         )
 
     def send(self) -> int:
@@ -134,8 +141,10 @@ class Driver:
 
 
 @contextmanager
-def driver(url: str, timeouts: Timeouts, tls: ssl.SSLContext | None = None, **habits: Any) -> Iterator[Driver]:
-    one = Driver(url, timeouts, tls, **habits)
+def driver(
+    url: str, timeouts: Timeouts, tls: ssl.SSLContext | None = None, proxy: str | None = None, **habits: Any
+) -> Iterator[Driver]:
+    one = Driver(url, timeouts, tls, proxy, **habits)
     try:
         yield one
     finally:

@@ -15,7 +15,9 @@ from tests.conformance.oracle import read_stream
 from tests.support.scripted_server import Piece, ScriptedServer
 
 RECORDED = {path.stem: path.read_bytes() for path in sorted((Path(__file__).parent / "recorded").glob("*.sse"))}
-HANDMADE = {one.name: one.body for one in ALL if one.status == "ok" and one.splittable and not one.extra_head}
+CHANGED = ("a finish reason without end is cut", "a finish reason is harmless in a terminal")
+"""What the client changes on purpose."""
+HANDMADE = {one.name: one.body for one in ALL if one.status == "ok" and one.splittable and one.name not in CHANGED}
 WRITE_BYTES = 997
 """Of one write of the server: a prime, so that writes end anywhere in events."""
 TIMEOUTS = Timeouts(connect_s=5.0, total_s=10.0)
