@@ -16,7 +16,7 @@ import pytest
 from pinchpoint.fetch import tls_context
 from pinchpoint.load.exchange import Exchange
 from pinchpoint.load.messages import Timeouts
-from tests.conformance.client import Driver, driver
+from tests.conformance.client import Driver, driver, receive
 from tests.support.evil_server import Act, EvilServer
 from tests.support.scripted_server import END, STREAM_HEAD, chunk, event
 from tests.support.tls import Authority
@@ -628,11 +628,31 @@ def test_bad_tls_is_named_rightly_and_disturbs_no_other_stream(
         check(one, case)
 
 
-def test_seconds_of_retry_after_are_kept() -> None:
-    case = next(case for case in REFUSED if case.name == "429, seconds")
-    with EvilServer(script_of(case)) as server, driver(server.url, TIMEOUTS) as loop:
-        (bad,) = run(server, loop)
-    assert bad.retry_after_s == 2.0
+LATER, DATE = "Wed, 21 Oct 2026 07:28:30 GMT", "Wed, 21 Oct 2026 07:28:00 GMT"
+
+
+@pytest.mark.parametrize(
+    ("lines", "seconds"),
+    [
+        (("Retry-After: 2",), 2.0),
+        (("Retry-After: 0.5",), 0.5),
+        ((f"Date: {DATE}", f"Retry-After: {LATER}"), 30.0),
+        ((f"Retry-After: {LATER}", f"Date: {DATE}"), 30.0),
+        ((f"Retry-After: {DATE}", f"Date: {LATER}"), 0.0),
+        ((f"Retry-After: {LATER}",), None),
+        ((f"Date: {DATE}", "Retry-After: Wed, 21 Oct 2026 07:28:30 -0000"), None),
+        (("Retry-After: soon", f"Date: {DATE}"), None),
+        (("Retry-After: -1",), None),
+        (("Retry-After: inf",), None),
+        (("Retry-After:",), None),
+        ((), None),
+    ],
+)
+def test_retry_after_is_seconds_or_a_date_by_the_clock_of_the_service(
+    lines: tuple[str, ...], seconds: float | None
+) -> None:
+    one = receive([answer("429 Too Many Requests", b"{}", *lines)])
+    assert (one.status, one.retry_after_s) == ("rejected", seconds)
 
 
 def test_a_rejected_request_is_sent_again_when_the_plan_allows_it() -> None:

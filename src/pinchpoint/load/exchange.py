@@ -13,6 +13,7 @@ are always in the state they would be in had they seen everything.
 import math
 import re
 from array import array
+from email.utils import parsedate_to_datetime
 from typing import Any, Protocol
 
 import httptools
@@ -72,6 +73,7 @@ class Exchange:
         "_body",
         "_body_length",
         "_content_encoding",
+        "_date",
         "_events_in_read",
         "_heads",
         "_http",
@@ -79,6 +81,7 @@ class Exchange:
         "_misses",
         "_prefix",
         "_reader",
+        "_retry_after",
         "_sniffed",
         "_sse",
         "_stamp_ns",
@@ -174,7 +177,7 @@ class Exchange:
         """The body's beginning was looked at, and is no event stream's."""
         self._body = bytearray()
         self._body_length: int | None = None
-        self._content_encoding = b""
+        self._content_encoding = self._date = self._retry_after = b""
         self._stamp_ns = 0
         self._last_stamp_ns = 0
         self._events_in_read = 0
@@ -355,17 +358,17 @@ class Exchange:
             self._body_length = int(value) if value.isdigit() else None
         elif lowered == b"content-encoding":
             self._content_encoding = value.strip().lower()
+        elif lowered == b"date":
+            self._date = value
         elif lowered == b"retry-after":
-            try:
-                seconds = float(value)
-            except ValueError:  # it may be a date
-                return
-            self.retry_after_s = seconds if math.isfinite(seconds) and seconds >= 0 else None
+            self._retry_after = value
 
     def on_headers_complete(self) -> None:
         self.http_status = self._http.get_status_code()
         self.headers_ns = self._stamp_ns
         self.keep_alive = self._http.should_keep_alive()
+        if self._retry_after:
+            self.retry_after_s = _retry_after_s(self._retry_after.decode("latin-1"), self._date.decode("latin-1"))
         if self.stream and self.http_status == 200:
             self._sse = SseParser()
 
@@ -497,6 +500,18 @@ class Exchange:
         if HTTP_REDIRECT <= (self.http_status or 0) < HTTP_CLIENT_ERROR:
             text = f"redirects are not followed; give the final URL. {text}"
         return f"HTTP {self.http_status}: {_clean(text)}"[:ERROR_TEXT_CHARS]
+
+
+def _retry_after_s(value: str, date: str) -> float | None:
+    """Seconds, or a date (RFC 9110, section 10.2.3) less the answer's own, so that no clock of ours is asked."""
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            seconds = max(0.0, (parsedate_to_datetime(value) - parsedate_to_datetime(date)).total_seconds())
+        except (ValueError, TypeError):  # one of them is no date, or has no time zone
+            return None
+    return seconds if math.isfinite(seconds) and seconds >= 0 else None
 
 
 def _finish_reason(chunk: Chunk) -> str | None:
