@@ -21,12 +21,13 @@ import httptools
 from pinchpoint.schedule import ScheduledRequest
 from pinchpoint.targets.openai import Chunk, Usage
 from pinchpoint.targets.sse import SseOverflowError, SseParser
-from pinchpoint.targets.template import is_plain
+from pinchpoint.targets.template import PLAIN, is_plain
 
 MAX_PLAIN_BODY_BYTES = 8 << 20
 """Bodies that are not streams are kept up to this size; the rest is counted and thrown away."""
 MAX_HEAD_BYTES = 64 << 10
-"""Common servers and proxies refuse more; a service that sends headers without end must not fill our memory."""
+"""Common servers and proxies refuse more; a service that sends headers or trailers without end must not fill our
+memory."""
 REJECTED_STATUSES = (429, 503)
 ERROR_TEXT_CHARS = 300
 FINISH_REASON_CHARS = 64
@@ -69,7 +70,9 @@ class Exchange:
     """
 
     __slots__ = (
+        "_append",
         "_at_boundary",
+        "_bare_bytes",
         "_body",
         "_body_length",
         "_content_encoding",
@@ -150,6 +153,7 @@ class Exchange:
         self.first_content_ns: int | None = None
         self.end_ns: int | None = None
         self.chunk_ns: array[int] = array("q")
+        self._append = self.chunk_ns.append
         self.coalesced_count = 0
         self.coalesced_error_ns = 0
         self.first_token_error_ns = 0
@@ -175,6 +179,8 @@ class Exchange:
         self._sse: SseParser | None = None
         self._sniffed = False
         """The body's beginning was looked at, and is no event stream's."""
+        self._bare_bytes = 0
+        """Read since the last byte of a body: headers, trailers, chunk extensions."""
         self._body = bytearray()
         self._body_length: int | None = None
         self._content_encoding = self._date = self._retry_after = b""
@@ -200,9 +206,8 @@ class Exchange:
             tail = self._tail
             if data.startswith(head) and data.endswith(tail):
                 text = data[len(head) : -len(tail)]
-                if text and is_plain(text):
-                    self.chunk_ns.append(stamp_ns)
-                    self._last_stamp_ns = stamp_ns
+                if text and (not text.translate(None, PLAIN) or is_plain(text)):
+                    self._append(stamp_ns)
                     self._misses = 0
                     return False
         return self._take_any(data, stamp_ns)
@@ -240,7 +245,7 @@ class Exchange:
 
     def _take_any(self, data: bytes, stamp_ns: int) -> bool:
         self.reads += 1
-        previous_ns = self._last_stamp_ns or stamp_ns
+        previous_ns = max(self._last_stamp_ns, self.chunk_ns[-1] if self.chunk_ns else 0) or stamp_ns
         self._last_stamp_ns = self._stamp_ns = stamp_ns
         self._events_in_read = 0
         was_open = self._at_boundary
@@ -265,6 +270,7 @@ class Exchange:
         return self.complete or self.status is not None
 
     def _feed(self, data: bytes) -> None:
+        self._bare_bytes += len(data)
         try:
             self._http.feed_data(data)
         except httptools.HttpParserError as error:
@@ -277,7 +283,7 @@ class Exchange:
             self.http_status = self._http.get_status_code()
             self.fail("malformed", f"HTTP {self.http_status}: the service switches to a protocol nobody asked for")
             return
-        if self.http_status is None and self.bytes_in > MAX_HEAD_BYTES:
+        if self._bare_bytes > MAX_HEAD_BYTES and not self.complete:
             self.fail("malformed", f"the headers of the answer exceed {MAX_HEAD_BYTES >> 10} KiB")
 
     def _take_known(self, data: bytes, stamp_ns: int) -> int:
@@ -379,6 +385,7 @@ class Exchange:
         self._at_boundary = True
 
     def on_body(self, body: bytes) -> None:
+        self._bare_bytes = 0
         if self.first_byte_ns is None:
             self.first_byte_ns = self._stamp_ns
         if self._sse is None:
