@@ -220,10 +220,10 @@ class Exchange:
         if self.http_status is None:
             self.fail("transport_error", "the connection was closed before an answer", "headers")
         elif self.chunked or self._missing_length():
-            self.end_ns = self.end_ns or self._last_stamp_ns or now_ns
+            self.end_ns = self.end_ns or self._latest_ns or now_ns
             self._settle(cut_off=True)
         else:  # no length and not chunked: the close is the end of the body
-            self._finish(self._last_stamp_ns or now_ns)
+            self._finish(self._latest_ns or now_ns)
 
     def fail(self, status: str, error: str, phase: str | None = None) -> None:
         """Ends the exchange without a whole answer; the connection cannot be used again."""
@@ -241,11 +241,16 @@ class Exchange:
     def last_token_ns(self) -> int | None:
         return self.chunk_ns[-1] if self.chunk_ns else None
 
+    @property
+    def _latest_ns(self) -> int:
+        """Stamp of the latest read, whichever way it took; 0 before the first."""
+        return max(self._last_stamp_ns, self.chunk_ns[-1] if self.chunk_ns else 0)
+
     # -- reads ------------------------------------------------------------------------------------------------------
 
     def _take_any(self, data: bytes, stamp_ns: int) -> bool:
         self.reads += 1
-        previous_ns = max(self._last_stamp_ns, self.chunk_ns[-1] if self.chunk_ns else 0) or stamp_ns
+        previous_ns = self._latest_ns or stamp_ns
         self._last_stamp_ns = self._stamp_ns = stamp_ns
         self._events_in_read = 0
         was_open = self._at_boundary

@@ -1,26 +1,21 @@
 """One answer, from bytes with stamps to a status: every way it can end, in any split of the bytes."""
 
 import json
-from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pinchpoint.load.exchange import Exchange
-from pinchpoint.targets.openai import OpenAITarget
 from tests.support.scripted_server import END, STREAM_HEAD, chunk, event
-
-TARGET = OpenAITarget("/v1/chat/completions", "m", "vllm")
+from tests.unit.load.drive import TARGET, request
 
 
 def answer(*reads: bytes, close: bool = False, gap_ns: int = 10) -> Exchange:
     """An exchange that received these reads, stamped gap_ns apart."""
-    exchange = Exchange(SimpleNamespace(request_id=1), 0, TARGET)
+    exchange = Exchange(request(1), 0, TARGET)
     for i, data in enumerate(reads):
-        if exchange.receive(data, (i + 1) * gap_ns):
-            exchange.advance()
-    exchange.advance()
+        exchange.take(data, (i + 1) * gap_ns)
     if close:
         exchange.closed(len(reads) * gap_ns)
     return exchange
@@ -47,7 +42,7 @@ def test_a_good_stream_is_ok_and_its_first_token_is_not_the_role_chunk() -> None
     assert exchange.complete and exchange.status == "ok" and exchange.keep_alive
     assert exchange.first_byte_ns == 20
     assert exchange.first_token_ns == 30
-    assert exchange.chunk_ns == [30, 40]
+    assert list(exchange.chunk_ns) == [30, 40]
     assert exchange.end_ns == 70
     assert exchange.usage is not None and exchange.usage.output_tokens == 2
     assert exchange.coalesced_count == 0
@@ -60,12 +55,12 @@ def test_any_split_gives_the_same_meaning(data: st.DataObject) -> None:
     pieces = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
     exchange = answer(*pieces)
     assert (exchange.status, exchange.finish_reason, len(exchange.chunk_ns)) == ("ok", "stop", 2)
-    assert exchange.chunk_ns == sorted(exchange.chunk_ns)
+    assert list(exchange.chunk_ns) == sorted(exchange.chunk_ns)
 
 
 def test_events_that_share_a_read_are_counted_and_their_error_bounded() -> None:
     exchange = answer(STREAM_HEAD, chunk(event("a")), chunk(event("b")) + chunk(event("c")) + chunk(event("d")))
-    assert exchange.chunk_ns == [20, 30, 30, 30]
+    assert list(exchange.chunk_ns) == [20, 30, 30, 30]
     assert exchange.coalesced_count == 2
     assert exchange.coalesced_error_ns == 10
     assert exchange.first_token_error_ns == 0
@@ -110,7 +105,7 @@ def test_a_close_before_any_answer_is_a_transport_error() -> None:
 def test_an_error_inside_a_200_stream_is_never_ok() -> None:
     exchange = answer(STREAM_HEAD, chunk(event("a")), chunk(b'data: {"error":{"message":"oom\\u001b[31m"}}\n\n') + END)
     assert exchange.status == "stream_error"
-    assert exchange.error == "stream_error: oom [31m"
+    assert exchange.error == "oom [31m"
 
 
 @pytest.mark.parametrize(
@@ -133,11 +128,15 @@ def test_a_plain_answer_is_ok_without_a_first_token() -> None:
 
 
 def test_html_with_status_200_is_not_an_answer() -> None:
-    assert answer(whole("200 OK", b"<html>hello</html>", "text/html")).status == "stream_error"
+    assert answer(whole("200 OK", b"<html>hello</html>", "text/html")).status == "malformed"
 
 
-def test_bytes_that_are_not_http_are_a_transport_error() -> None:
-    assert answer(b"SSH-2.0-OpenSSH_9.2\r\n").status == "transport_error"
+def test_an_error_as_a_whole_answer_with_status_200_is_the_services_error() -> None:
+    assert answer(whole("200 OK", b'{"error":{"message":"no GPU"}}')).status == "stream_error"
+
+
+def test_bytes_that_are_not_http_are_malformed() -> None:
+    assert answer(b"SSH-2.0-OpenSSH_9.2\r\n").status == "malformed"
 
 
 def test_a_hundred_continue_is_passed_over() -> None:
@@ -148,3 +147,47 @@ def test_a_hundred_continue_is_passed_over() -> None:
 def test_a_body_shorter_than_its_length_is_truncated() -> None:
     exchange = answer(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{", close=True)
     assert exchange.status == "truncated"
+
+
+@pytest.mark.parametrize("status", ["200 OK", "404 Not Found"])
+def test_a_second_answer_behind_the_first_changes_nothing(status: str) -> None:
+    late = whole("408 Request Timeout", b"late")
+    exchange = answer(b"".join(GOOD) + late) if status == "200 OK" else answer(whole(status, b"{}") + late)
+    assert (exchange.status, exchange.http_status) == (("ok", 200) if status == "200 OK" else ("http_error", 404))
+    assert not exchange.keep_alive
+
+
+def test_headers_without_end_are_malformed_and_not_kept() -> None:
+    exchange = answer(b"HTTP/1.1 200 OK\r\n", *[b"X-Filler: " + b"y" * 8000 + b"\r\n"] * 10)
+    assert exchange.status == "malformed" and exchange.error is not None and "64 KiB" in exchange.error
+
+
+def test_an_answer_that_was_compressed_without_being_asked_is_malformed() -> None:
+    exchange = answer(whole("200 OK", b"\x1f\x8b", extra="Content-Encoding: gzip\r\n"))
+    assert exchange.status == "malformed" and exchange.error is not None and "gzip" in exchange.error
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"), [("3", 3.0), ("0.5", 0.5), ("-1", None), ("inf", None), ("nan", None), ("Wed, 21 Oct", None)]
+)
+def test_only_a_number_of_seconds_is_a_retry_after(value: str, seconds: float | None) -> None:
+    assert answer(whole("429 No", b"{}", extra=f"Retry-After: {value}\r\n")).retry_after_s == seconds
+
+
+def test_reasoning_is_a_first_token_and_no_first_content() -> None:
+    thought = b'data: {"choices":[{"delta":{"reasoning_content":"hm"}}]}\n\n'
+    exchange = answer(STREAM_HEAD, chunk(thought), chunk(thought), chunk(event("so")), chunk(event(finish="stop")))
+    assert (exchange.first_token_ns, exchange.first_content_ns) == (20, 40)
+
+
+def test_what_comes_behind_done_counts_for_nothing() -> None:
+    exchange = answer(*GOOD[:-1], chunk(b"data: [DONE]\n\n"), chunk(event("more")) * 3 + END)
+    assert exchange.status == "ok" and len(exchange.chunk_ns) == 2
+
+
+def test_the_first_failure_is_the_one_that_is_told() -> None:
+    exchange = answer(STREAM_HEAD)
+    exchange.fail("timeout", "first", "total")
+    exchange.fail("transport_error", "second", "headers")
+    exchange.closed(99)
+    assert (exchange.status, exchange.error, exchange.phase) == ("timeout", "first", "total")
