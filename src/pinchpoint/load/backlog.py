@@ -56,13 +56,17 @@ class Step:
         self.ready: deque[tuple[ScheduledRequest, bytes]] = deque()
         self._blocks: deque[Iterator[ScheduledRequest]] = deque()
         self.left = 0
-        """First requests of sessions that have not begun."""
-        self.later_left = 0
-        """Later turns that have not been issued."""
+        """Sessions that nobody has taken yet, counted by their first requests."""
+        self.taken = 0
+        """First requests that have their instant and wait for it."""
+        self.turns_left = 0
+        """Later turns of the sessions that have not begun."""
+        self.turns_due = 0
+        """Later turns of the sessions that have, as far as they were not issued."""
         self._later: list[Schedule] = []
 
     def add(self, schedule: Schedule) -> None:
-        first = schedule.turn == 0
+        first = (schedule.turn == 0) | (schedule.offset_ns != AFTER)
         starts = schedule.select(first)
         self.left += len(starts)
         self._blocks.append(_rows(starts))
@@ -70,7 +74,7 @@ class Step:
             later = schedule.select(~first)
             order = np.lexsort((later.turn, later.session_id))
             self._later.append(later.select(order))
-            self.later_left += len(later)
+            self.turns_left += len(later)
 
     def write_ahead(self, write: Callable[[ScheduledRequest], bytes], at_most: int = READY_AT_ONCE) -> None:
         for _ in range(min(at_most, READY_MAX - len(self.ready))):
@@ -88,6 +92,7 @@ class Step:
     def take(self) -> tuple[ScheduledRequest, bytes]:
         """What `peek` saw, with its body."""
         self.left -= 1
+        self.taken += 1
         return self.ready.popleft()
 
     def turns_after(self, session_id: int) -> "deque[ScheduledRequest] | None":
@@ -132,7 +137,8 @@ class Backlog:
     def unissued(self) -> int:
         """Requests that can still become due."""
         return sum(
-            step.later_left + (step.left if not step.closed_loop or step.slots else 0) for step in self._steps.values()
+            step.taken + step.turns_due + (step.left + step.turns_left if not step.closed_loop or step.slots else 0)
+            for step in self._steps.values()
         )
 
     @property
@@ -174,14 +180,17 @@ class Backlog:
                 assert due.slot is not None
                 self._seat(due.slot, due.at_ns, think=False)
                 continue
-            if due.row.turn == 0:
-                if due.slot is None:
-                    self._push_next_arrival(step)
-                turns = step.turns_after(due.row.session_id)
-                if turns is not None:
-                    self._turns[due.row.session_id] = (step, turns)
-            else:
-                step.later_left -= 1
+            if due.row.offset_ns == AFTER and due.row.turn > 0:
+                step.turns_due -= 1
+                return due
+            step.taken -= 1
+            if due.slot is None:
+                self._push_next_arrival(step)
+            turns = step.turns_after(due.row.session_id) if due.row.turn == 0 else None
+            if turns is not None:
+                step.turns_left -= len(turns)
+                step.turns_due += len(turns)
+                self._turns[due.row.session_id] = (step, turns)
             return due
         return None
 
@@ -197,6 +206,7 @@ class Backlog:
             due_ns = end_ns + turns[0].think_ns
             if step.ended or (step.end_ns is not None and due_ns >= step.end_ns):
                 self.give_up(row)
+                step.slots -= slot is not None  # its user thinks until the end
                 return False
             upcoming = turns.popleft()
             if not turns:
@@ -211,7 +221,7 @@ class Backlog:
         """The session ends with this request: its later turns are never due."""
         entry = self._turns.pop(row.session_id, None)
         if entry is not None:
-            entry[0].later_left -= len(entry[1])
+            entry[0].turns_due -= len(entry[1])
 
     def clear(self) -> None:
         """Forgets everything that is not yet due."""

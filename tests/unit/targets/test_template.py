@@ -57,7 +57,22 @@ def compact(text: bytes, key: bytes = b"content") -> bytes:
 
 
 TEXTS = st.sampled_from(
-    [b"a", b"the", b" x ", b"", b"\\n", b"\\u00e9", b"\\ud83d", b'\\"', "é😀".encode(), b"\xc3", b'"', b"\\", b"\t", b"}"]
+    [
+        b"a",
+        b"the",
+        b" x ",
+        b"",
+        b"\\n",
+        b"\\u00e9",
+        b"\\ud83d",
+        b'\\"',
+        "é😀".encode(),
+        b"\xc3",
+        b'"',
+        b"\\",
+        b"\t",
+        b"}",
+    ]
 )
 COMMON = st.one_of(
     TEXTS.map(compact),
