@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from pinchpoint.clock import NS_PER_S, monotonic_ns
+from pinchpoint.clock import NS_PER_S
 from pinchpoint.fetch import tls_context
 from pinchpoint.load.messages import Timeouts
 from tests.support.scripted_server import END, STREAM_HEAD, Piece, ScriptedServer, chunk, event, stream
 from tests.support.tls import Authority, TlsScriptedServer
-from tests.unit.load.drive import closed_intent, driven, open_intent
+from tests.unit.load.drive import driven, request
 
 BIG_BODY = b"x" * (8 << 20)
 """More than the socket buffers of both ends take, so that the request is still being sent when the answer comes."""
@@ -75,9 +75,8 @@ def test_one_connection_serves_requests_that_follow_each_other() -> None:
     assert len({exchange.connection_id for exchange in ended}) == 1
 
 
-def test_the_last_chunk_of_an_answer_is_noticed_in_any_split(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Else the connection is free, and the user's next request sent, only at the next periodic parse."""
-    monkeypatch.setattr("pinchpoint.load.issuer.PARSE_PERIOD_NS", 1 << 60)
+def test_the_last_chunk_of_an_answer_is_noticed_in_any_split() -> None:
+    """Else the connection is free, and the user's next request sent, only when something else happens."""
 
     def script(number: int, body: bytes) -> Iterator[Piece]:
         yield STREAM_HEAD + chunk(event("a")) + chunk(event(finish="stop"))
@@ -111,11 +110,11 @@ def test_nothing_is_left_open_whatever_happened() -> None:
     with ScriptedServer(script) as server:
         own = open_files()
         with driven(server.url, timeouts=Timeouts(total_s=0.5)) as driver:
-            driver.start(*(open_intent(number) for number in range(30)))
+            driver.start(*(request(number) for number in range(30)))
             driver.until(30)
             assert not driver.issuer.in_flight
-            kinds = {exchange.status for exchange, _ in driver.done}
-        assert kinds == {"ok", "transport_error", "truncated", "timeout"}
+            kinds = {exchange.status for exchange in driver.done}
+        assert kinds == {"ok", "transport_error", "truncated", "malformed", "timeout"}
         assert len(driver.done) == 30
     assert own > before  # the server's own end was counted, so leaks of the issuer would be too
     assert all(connection.state == "closed" for connection in driver.issuer._connections.values())
@@ -126,7 +125,7 @@ def test_the_issuer_gives_every_descriptor_back(raw_server: Callable[..., str]) 
     before = open_files()
     for _ in range(3):
         with driven(url) as driver:
-            driver.start(*(open_intent(number) for number in range(20)))
+            driver.start(*(request(number) for number in range(20)))
             driver.until(20)
             assert len(driver.issuer._connections) == 0
     assert open_files() <= before + 1  # the server may be closing one
@@ -150,7 +149,7 @@ def test_out_of_descriptors_is_dropped_and_never_blames_the_service() -> None:
 def test_more_connections_than_the_host_allows_are_dropped_and_the_others_go_on() -> None:
     with ScriptedServer(lambda number, body: stream(1, first_s=0.2)) as server, driven(server.url) as driver:
         driver.issuer._limit_connections = 2
-        driver.start(*(open_intent(number) for number in range(3)))
+        driver.start(*(request(number) for number in range(3)))
         ended = driver.until(3)
     assert sorted(exchange.status or "" for exchange in ended) == ["dropped", "ok", "ok"]
 
@@ -316,7 +315,7 @@ def test_a_connection_with_half_a_request_in_it_is_not_used_again(raw_server: Ca
     with driven(raw_server(answer_early)) as driver:
         first = driver.one(0, BIG_BODY)
         assert first.status == "rejected"
-        assert not driver.issuer._idle
+        assert driver.issuer.connections == 0
 
 
 @pytest.mark.parametrize(("code", "status"), [(503, "rejected"), (500, "http_error"), (200, "truncated")])
@@ -354,13 +353,11 @@ def test_the_connect_limit_counts_from_connecting_and_not_from_the_schedule(auth
         SlowToShakeHands(lambda number, body: stream(1), authority) as server,
         driven(server.url, tls=tls_context(str(authority.ca_file)), timeouts=Timeouts(connect_s=5.0)) as driver,
     ):
-        driver.issuer.start(0, monotonic_ns() - 60 * NS_PER_S, [open_intent(0)])
+        driver.start(request(0), lead_s=-60.0)
         assert driver.until(1)[0].status == "ok"
 
 
-def test_a_timeout_keeps_the_tokens_that_had_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pinchpoint.load.issuer.PARSE_PERIOD_NS", 1 << 60)
-
+def test_a_timeout_keeps_the_tokens_that_had_come() -> None:
     def script(number: int, body: bytes) -> Iterator[Piece]:
         yield STREAM_HEAD
         yield 0.2
@@ -371,23 +368,3 @@ def test_a_timeout_keeps_the_tokens_that_had_come(monkeypatch: pytest.MonkeyPatc
         exchange = driver.one()
     assert exchange.status == "timeout"
     assert exchange.first_token_ns is not None and len(exchange.chunk_ns) == 1
-
-
-# -- steps ---------------------------------------------------------------------------------------------------------
-
-
-def test_users_of_a_second_closed_step_start_anew() -> None:
-    with ScriptedServer(lambda number, body: stream(1)) as server, driven(server.url) as driver:
-        driver.start(closed_intent(0, session=0), closed_intent(1, session=0), stage=0)
-        driver.until(2)
-        driver.start(closed_intent(2, session=0), closed_intent(3, session=0), stage=1)
-        driver.until(4)
-    assert [stage for _, stage in driver.done] == [0, 0, 1, 1]
-
-
-def test_a_request_keeps_its_step_when_the_next_has_begun() -> None:
-    with ScriptedServer(lambda number, body: stream(1)) as server, driven(server.url) as driver:
-        driver.start(open_intent(0, at_s=0.2), stage=3)
-        driver.start(open_intent(1), stage=4)
-        driver.until(2)
-    assert sorted((exchange.row.request_id, stage) for exchange, stage in driver.done) == [(0, 3), (1, 4)]
