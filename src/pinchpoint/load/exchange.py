@@ -39,6 +39,9 @@ MISSES_BEFORE_RELEARNING = 2
 HTTP_REDIRECT = 300
 HTTP_CLIENT_ERROR = 400
 CRLF = b"\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+"""End of a chunked body (RFC 9112, section 7.1). When it is split, a read shorter than that comes last."""
+PUT_BY_MAX = 64
 END_OF_HEAD = CRLF + CRLF
 STREAM_SIGNS = (b"data:", b"event:", b": ")
 """How a stream begins that is declared as something else."""
@@ -70,7 +73,6 @@ class Exchange:
     """
 
     __slots__ = (
-        "_append",
         "_at_boundary",
         "_bare_bytes",
         "_body",
@@ -83,11 +85,13 @@ class Exchange:
         "_last_stamp_ns",
         "_misses",
         "_prefix",
+        "_put_by",
         "_reader",
         "_retry_after",
         "_sniffed",
         "_sse",
         "_stamp_ns",
+        "_stamps",
         "_tail",
         "_templates_left",
         "attempts",
@@ -153,7 +157,10 @@ class Exchange:
         self.first_content_ns: int | None = None
         self.end_ns: int | None = None
         self.chunk_ns: array[int] = array("q")
-        self._append = self.chunk_ns.append
+        self._put_by: list[bytes] | None = None
+        """Reads that were not looked at yet; None while the short way is closed."""
+        self._stamps: array[int] = array("q")
+        """Their stamps."""
         self.coalesced_count = 0
         self.coalesced_error_ns = 0
         self.first_token_error_ns = 0
@@ -198,22 +205,58 @@ class Exchange:
     # -- called by the socket loop ---------------------------------------------------------------------------------
 
     def take(self, data: bytes, stamp_ns: int) -> bool:
-        """One read. True when the answer has ended, well or not."""
-        self.bytes_in += len(data)
-        heads = self._heads
-        if heads is not None:
-            head = heads.get(len(data)) or self._head_of(len(data))
-            tail = self._tail
-            if data.startswith(head) and data.endswith(tail):
-                text = data[len(head) : -len(tail)]
-                if text and (not text.translate(None, PLAIN) or is_plain(text)):
-                    self._append(stamp_ns)
-                    self._misses = 0
-                    return False
+        """One read. True when the answer has ended, well or not.
+
+        While reads fit the template they are only put by, and looked at PUT_BY_MAX at a time: that keeps the loop's way
+        short and the parser's memory warm. A read that may be the end of the answer is never put by.
+        """
+        put_by = self._put_by
+        if put_by is not None and not data.endswith(LAST_CHUNK) and len(data) >= len(LAST_CHUNK):
+            put_by.append(data)
+            self._stamps.append(stamp_ns)
+            return len(put_by) >= PUT_BY_MAX and self.catch_up()
+        if put_by and self.catch_up():
+            return True
         return self._take_any(data, stamp_ns)
+
+    def catch_up(self) -> bool:
+        """Looks at the reads that were put by. True when the answer has ended."""
+        reads, stamps = self._put_by, self._stamps
+        if not reads:
+            return False
+        self._put_by, self._stamps = [], array("q")
+        append = self.chunk_ns.append
+        known, tail = self._heads, self._tail
+        for data, stamp_ns in zip(reads, stamps, strict=True):
+            if known is not None:
+                head = known.get(len(data)) or self._head_of(len(data))
+                if data.startswith(head) and data.endswith(tail):
+                    text = data[len(head) : -len(tail)]
+                    if text and (not text.translate(None, PLAIN) or is_plain(text)):
+                        self.bytes_in += len(data)
+                        append(stamp_ns)
+                        self._misses = 0
+                        continue
+            if self._take_any(data, stamp_ns):
+                return True
+            known, tail = self._heads, self._tail
+        return False
+
+    @property
+    def tokens_seen(self) -> int:
+        """Events with text so far; of the reads that were put by each counts as one."""
+        return len(self.chunk_ns) + len(self._stamps)
+
+    @property
+    def latest_ns(self) -> int | None:
+        """Stamp of the last read that carried text, or was put by as if it did; None before the first."""
+        if self._stamps:
+            return self._stamps[-1]
+        return self.chunk_ns[-1] if self.chunk_ns else None
 
     def closed(self, now_ns: int) -> None:
         """The peer closed the connection."""
+        self.catch_up()
         if self.complete or self.status is not None:
             return
         self.keep_alive = False
@@ -227,6 +270,7 @@ class Exchange:
 
     def fail(self, status: str, error: str, phase: str | None = None) -> None:
         """Ends the exchange without a whole answer; the connection cannot be used again."""
+        self.catch_up()
         if self.status is None:
             self.status = status
             self.phase = phase
@@ -250,6 +294,7 @@ class Exchange:
 
     def _take_any(self, data: bytes, stamp_ns: int) -> bool:
         self.reads += 1
+        self.bytes_in += len(data)
         previous_ns = self._latest_ns or stamp_ns
         self._last_stamp_ns = self._stamp_ns = stamp_ns
         self._events_in_read = 0
@@ -272,7 +317,12 @@ class Exchange:
             self.coalesced_error_ns = max(self.coalesced_error_ns, gap_ns)
             if len(self.chunk_ns) == self._events_in_read:
                 self.first_token_error_ns = gap_ns
-        return self.complete or self.status is not None
+        ended = self.complete or self.status is not None
+        if self._heads is None or ended:
+            self._put_by = None
+        elif self._put_by is None:
+            self._put_by = []
+        return ended
 
     def _feed(self, data: bytes) -> None:
         self._bare_bytes += len(data)

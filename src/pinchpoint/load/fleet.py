@@ -50,6 +50,8 @@ class Fleet:
         self.lost: list[str] = []
         self.lost_workers: list[int] = []
         self.hellos: dict[int, Hello] = {}
+        self._users: dict[int, int] = {}
+        """Stage -> users of its closed loop."""
         self._counters_path = Path(configs[0].run_path) / "parts" / COUNTERS_FILE
         self._counters = LiveCounters(self._counters_path, len(configs), create=True)
         for config in configs:
@@ -92,9 +94,13 @@ class Fleet:
     ) -> None:
         """Hands out a step, or for a stage that runs more sessions (then without slots). See messages.StepOrder."""
         workers = sorted(self._pipes)
-        share_of = schedule.session_id % len(workers) if len(workers) > 1 else None
+        if slots is not None:
+            self._users[schedule.stage] = len(slots.start_ns)
+        # A worker without a slot of the closed loop would keep its sessions for ever.
+        taking = workers[: self._users.get(schedule.stage, len(workers))]
+        share_of = schedule.session_id % len(taking)
         for position, index in enumerate(workers):
-            share = schedule if share_of is None else schedule.select(share_of == position)
+            share = schedule.select(share_of == position) if len(workers) > 1 else schedule
             theirs = slots and Slots(slots.start_ns[position :: len(workers)], slots.until_ns[position :: len(workers)])
             self._send(index, StepOrder(schedule.stage, t0_ns, share, theirs, follow, duration_ns))
 

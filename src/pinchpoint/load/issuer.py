@@ -41,13 +41,20 @@ WALL_REFRESH_NS = NS_PER_S // 10
 EXPIRE_PERIOD_NS = NS_PER_S // 20
 """Deadlines are looked at this often, and at the instant of the next one that is known."""
 WRITE_AHEAD_PERIOD_NS = 1_000_000
-NAP_S = 0.0003
-"""Waking up costs as much as reading a token, and the kernel's stamps do not mind when they are read. So when events
-come faster than this, the loop lets some of them gather. No request is sent later for it, but that of a closed loop,
-which follows an answer that may have waited so long; two tokens of one stream are told apart if so far apart."""
-NAP_NS = int(NAP_S * NS_PER_S)
-NAP_ROOM_NS = 3 * NAP_NS
-"""Left until the next due instant, or there is no nap: sleeping may take a little longer than asked."""
+NAP_MAX_NS = 2_000_000
+"""Waking up costs several times what reading a token does, tokens of a batch come in bursts, and the kernel's stamps do
+not mind when they are read: so with many streams the loop lets tokens gather for a moment before it looks. No request
+is sent later for it: there is no nap shortly before one is due, while a connection opens, or shortly after an answer
+has ended, when a closed loop may want its next answer soon."""
+NAP_MIN_NS = 500_000
+"""A shorter one costs more than it saves."""
+NAP_GAP_RATIO = 0.2
+"""Of the mean time between two tokens of one stream: so long a nap does not put two of them into one read."""
+NAP_EVENTS_PER_S = 1000
+"""With fewer, being awake for each costs a few hundredths of a core."""
+NAP_CALM_NS = 5_000_000
+"""Without an end for so long, answers are streams that last: those of a fast service end all the time."""
+NAP_WINDOW_NS = NS_PER_S // 20
 NAP_EVENTS_MAX = 32
 """With more at once there is nothing to gain, and the loop has work enough."""
 TIMER_NET_S = 0.002
@@ -113,6 +120,8 @@ class Issuer:
         """session_id -> the connection that waits for its next turn."""
         self._backend_of: dict[int, int] = {}
         """session_id -> backend, while the session lasts."""
+        self._opening: set[int] = set()
+        """fds of connections that are not open yet."""
         self._waiting: dict[int, tuple[Exchange, bytes]] = {}
         """fd -> request whose bytes go out once its connection is open."""
         self._again: list[tuple[int, Exchange]] = []
@@ -128,8 +137,12 @@ class Issuer:
         self.stall_ns = 0
         """Longest time lately that the loop could not look at its sockets, or woke up late."""
         self._left_poll_ns = monotonic_ns()
-        self._crowded = False
-        """Events come one by one and faster than a nap lasts."""
+        self._nap_ns = 0
+        """How long the loop lets tokens gather; 0: not at all."""
+        self._events = 0
+        self._events_since_ns = monotonic_ns()
+        self._last_end_ns = 0
+        """When a request ended last."""
         self._changed = False
         """Something has ended or failed, so other things may be due than before."""
         self.issued = 0
@@ -169,6 +182,11 @@ class Issuer:
     def stop_issue(self) -> None:
         """Forgets what is not yet due; what is overdue has been issued before (the loop never leaves it waiting)."""
         self._backlog.clear()
+        for connection in self._kept.values():  # their sessions do not go on
+            connection.session = None
+            self._idle[connection.backend][connection] = None
+        self._kept.clear()
+        self._backend_of.clear()
         for _, exchange in self._again:
             exchange.fail("cancelled", "the step ended before another attempt was due")
             self._done(exchange)
@@ -207,16 +225,12 @@ class Issuer:
             if self._changed or after_ns >= wake_ns:
                 break
             now_ns = monotonic_ns()
-            if self._crowded and wake_ns - now_ns > NAP_ROOM_NS:
-                time.sleep(NAP_S)
-                self._left_poll_ns = after_ns = monotonic_ns()
-                self.poll_ns += after_ns - now_ns
-                now_ns = after_ns
         if after_ns >= self._next_wall_ns:
             self._wall.refresh()
             self._next_wall_ns = after_ns + WALL_REFRESH_NS
         if after_ns >= self._next_expire_ns:
             self._expire(after_ns)
+            self._choose_nap(after_ns)
 
     def _issue_due(self, now_ns: int) -> None:
         """Issues what was due by then. What becomes due meanwhile waits for its turn, or a service that refuses at once
@@ -244,10 +258,21 @@ class Issuer:
         if now_ns - self._left_poll_ns > self.stall_ns:
             self.stall_ns = now_ns - self._left_poll_ns
         events = self._epoll.poll(timeout_s)
-        self._left_poll_ns = after_ns = monotonic_ns()
-        waited_ns = after_ns - now_ns
-        self.poll_ns += waited_ns
-        self._crowded = waited_ns < NAP_NS and len(events) < NAP_EVENTS_MAX
+        after_ns = monotonic_ns()
+        nap_ns = self._nap_ns
+        if (
+            nap_ns
+            and len(events) < NAP_EVENTS_MAX
+            and wake_ns - after_ns > 2 * nap_ns
+            and after_ns - self._last_end_ns > NAP_CALM_NS
+            and not self._opening
+        ):
+            time.sleep(nap_ns / NS_PER_S)
+            events = self._epoll.poll(0)
+            after_ns = monotonic_ns()
+        self._events += len(events)
+        self._left_poll_ns = after_ns
+        self.poll_ns += after_ns - now_ns
         if after_ns - wake_ns > self.stall_ns and wake_ns > now_ns:
             self.stall_ns = after_ns - wake_ns
         wall = self._wall
@@ -324,8 +349,12 @@ class Issuer:
                 connection = Connection(self._endpoints[backend], self._numbers, self._tls_of(backend), backend)
             except OSError:
                 return  # the first request finds out, and says so
-            self._connections[connection.fd] = connection
-            self._epoll.register(connection.fd, _BOTH)
+            self._add(connection)
+
+    def _add(self, connection: Connection) -> None:
+        self._connections[connection.fd] = connection
+        self._opening.add(connection.fd)
+        self._epoll.register(connection.fd, _BOTH)
 
     def _tls_of(self, backend: int) -> ssl.SSLContext | None:
         return self._tls if self._endpoints[backend].tls else None
@@ -389,9 +418,8 @@ class Issuer:
         exchange.sent_ns = exchange.sent_ns or started_ns
         exchange.connect_ns = started_ns
         self._tie(connection, exchange)
-        self._connections[connection.fd] = connection
         self._waiting[connection.fd] = (exchange, body)
-        self._epoll.register(connection.fd, _BOTH)
+        self._add(connection)
 
     def _send(self, connection: Connection, exchange: Exchange, body: bytes) -> None:
         exchange.connection_id = connection.number
@@ -471,6 +499,7 @@ class Issuer:
         """Sends what waited for the connection to open; one that was opened ahead is idle from now on."""
         if connection.state != "open" or connection.requests:
             return
+        self._opening.discard(connection.fd)
         if connection.exchange is None:
             self._idle[connection.backend][connection] = None
             return
@@ -604,6 +633,7 @@ class Issuer:
         self._on_done(exchange)
         if exchange.status == "abandoned":
             self._backlog.give_up(row)
+        self._last_end_ns = now_ns
         pause_ns = FAILURE_PAUSE_NS if exchange.status == "transport_error" else 0
         goes_on = self._backlog.ended(row, exchange.slot, now_ns + pause_ns)
         if not goes_on:
@@ -613,6 +643,7 @@ class Issuer:
     def _drop(self, connection: Connection) -> None:
         self._connections.pop(connection.fd, None)
         self._waiting.pop(connection.fd, None)
+        self._opening.discard(connection.fd)
         self._idle[connection.backend].pop(connection, None)
         if connection.session is not None:
             self._kept.pop(connection.session, None)
@@ -626,9 +657,10 @@ class Issuer:
     def _deadline(self, exchange: Exchange) -> tuple[int, str, str]:
         """(instant, status, phase) of the first deadline that the exchange may miss as it stands now."""
         at_ns, status, phase = exchange.scheduled_ns + self._total_ns, "timeout", "total"
-        if exchange.chunk_ns:
-            if self._between_ns is not None and exchange.chunk_ns[-1] + self._between_ns < at_ns:
-                at_ns, phase = exchange.chunk_ns[-1] + self._between_ns, "between-tokens"
+        latest_ns = exchange.latest_ns
+        if latest_ns is not None:
+            if self._between_ns is not None and latest_ns + self._between_ns < at_ns:
+                at_ns, phase = latest_ns + self._between_ns, "between-tokens"
         elif self._first_token_ns is not None and exchange.scheduled_ns + self._first_token_ns < at_ns:
             at_ns, phase = exchange.scheduled_ns + self._first_token_ns, "first-token"
         connecting_ns = exchange.connect_ns if exchange.connected_ns is None else None
@@ -648,6 +680,18 @@ class Issuer:
         self._changed = True
         if check_ns < self._next_expire_ns:
             self._next_expire_ns = check_ns
+
+    def _choose_nap(self, now_ns: int) -> None:
+        """Long enough to be worth it, short against the time between two tokens of one stream."""
+        elapsed_ns = now_ns - self._events_since_ns
+        if elapsed_ns < NAP_WINDOW_NS:
+            return
+        events, self._events, self._events_since_ns = self._events, 0, now_ns
+        self._nap_ns = 0
+        if events * NS_PER_S > NAP_EVENTS_PER_S * elapsed_ns:
+            gap_ns = len(self.in_flight) * elapsed_ns // events
+            nap_ns = min(int(NAP_GAP_RATIO * gap_ns), NAP_MAX_NS)
+            self._nap_ns = nap_ns if nap_ns >= NAP_MIN_NS else 0
 
     def _expire(self, now_ns: int) -> None:
         next_ns = now_ns + EXPIRE_PERIOD_NS

@@ -166,7 +166,7 @@ class _Worker:
 
     def _count(self, now_ns: int) -> None:
         issuer, row = self._issuer, self._counters
-        in_flight_tokens = sum(len(exchange.chunk_ns) for exchange in issuer.in_flight.values())
+        in_flight_tokens = sum(exchange.tokens_seen for exchange in issuer.in_flight.values())
         values = (
             now_ns,
             issuer.issued,
@@ -201,7 +201,7 @@ class _Worker:
             )
             for request_id, exchange in self._issuer.in_flight.items()
         ]
-        in_flight_tokens = sum(len(exchange.chunk_ns) for exchange in self._issuer.in_flight.values())
+        in_flight_tokens = sum(exchange.tokens_seen for exchange in self._issuer.in_flight.values())
         self._pipe.send(
             Update(
                 worker=self._config.index,
