@@ -1,12 +1,15 @@
 """The load loop against scripted servers: it keeps its schedule, and records what really happened."""
 
+import gc
 import itertools
 import time
 
 import pytest
 
 from pinchpoint.clock import NS_PER_S, monotonic_ns
+from pinchpoint.load.exchange import Exchange
 from pinchpoint.load.messages import Timeouts
+from pinchpoint.load.trial import null_service
 from pinchpoint.schedule import ScheduledRequest, Slots
 from tests.support.scripted_server import END, STREAM_HEAD, ScriptedServer, chunk, event, stream
 from tests.unit.load.drive import driven, ns, pool, request
@@ -64,7 +67,7 @@ def test_closed_loop_users_wait_for_their_answer_and_think() -> None:
     assert [e.scheduled_ns for e in done[:2]] == [driver.t0_ns] * 2
     for before, after in itertools.pairwise([done[i] for i in (0, 2, 4)]):
         assert before.end_ns is not None and after.scheduled_ns >= before.end_ns + ns(0.05)
-    in_flight = [sum(o.scheduled_ns < e.end_ns and o.end_ns >= e.end_ns for o in done if o.end_ns) for e in done if e.end_ns]  # fmt: skip
+    in_flight = [sum(other.scheduled_ns <= e.scheduled_ns < (other.end_ns or 0) for other in done) for e in done]
     assert max(in_flight) <= 2
 
 
@@ -227,3 +230,40 @@ def test_the_loop_tells_how_long_it_did_not_look() -> None:
         slept_ns = monotonic_ns() - before_ns
         driver.run_for(0.05)
     assert driver.issuer.stall_ns >= slept_ns > quiet_ns
+
+
+# -- memory --------------------------------------------------------------------------------------------------------
+
+
+def test_memory_does_not_grow_with_the_requests_that_have_ended() -> None:
+    """Nothing is left to the collector of cycles: under load it does not run."""
+    requests, users = 2000, 8
+
+    def alive() -> int:
+        return sum(type(one) is Exchange for one in gc.get_objects())
+
+    gc.collect()
+    before = alive()
+    gc.disable()
+    try:
+        with null_service() as url, driven(url) as driver:
+            count = 0
+
+            def on_done(exchange: Exchange) -> None:
+                nonlocal count
+                count += exchange.status == "ok"
+
+            driver.issuer._on_done = on_done
+            at_once = b'{"stream":true,"max_tokens":3,"timing":{"first_ms":0,"gap_ms":0}}'
+            driver.target.bodies.update(dict.fromkeys(range(requests), at_once))
+            driver.start(*pool(requests), slots=users, lead_s=LEAD_S)
+            while driver.issuer.unissued or driver.issuer.in_flight:
+                driver.run_for(0.05)
+            after = alive()
+            issuer = driver.issuer
+            kept = [len(getattr(issuer, name)) for name in ("_waiting", "_bodies", "_again", "_kept", "_backend_of")]
+            assert (count, kept) == (requests, [0] * 5)
+            assert driver.issuer.connections <= users
+    finally:
+        gc.enable()
+    assert after - before <= users
