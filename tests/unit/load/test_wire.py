@@ -16,7 +16,7 @@ from pinchpoint.errors import TargetError, UsageError
 from pinchpoint.fetch import tls_context
 from pinchpoint.load import wire
 from pinchpoint.load.issuer import _stamping_socket
-from pinchpoint.load.wire import Address, Connection, WallOffset, explain, resolve
+from pinchpoint.load.wire import Connection, Endpoint, WallOffset, explain, resolve
 from tests.support.tls import Authority
 
 PATIENCE_S = 5.0
@@ -42,7 +42,7 @@ def listener() -> Iterator[socket.socket]:
         yield opened
 
 
-def address_of(listener: socket.socket) -> Address:
+def address_of(listener: socket.socket) -> Endpoint:
     return resolve(f"http://127.0.0.1:{listener.getsockname()[1]}")
 
 
@@ -77,7 +77,7 @@ class TlsPeer:
             except ssl.SSLWantReadError:
                 assert not done
             self.socket.sendall(self._outgoing.read())
-            while connection.state == "handshake":
+            while connection.state == "tls":
                 assert read(connection, wall) is None
             if done:
                 return
@@ -319,7 +319,7 @@ def test_a_name_without_address_is_a_matter_of_the_target(monkeypatch: pytest.Mo
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     monkeypatch.setattr(socket, "getaddrinfo", no_address)
-    with pytest.raises(TargetError, match="cannot resolve bücher"):
+    with pytest.raises(TargetError, match="cannot resolve xn--bcher-kva"):
         resolve("http://bücher.example")
 
 
