@@ -171,6 +171,7 @@ def worker_configs(
     return [
         WorkerConfig(
             index=index,
+            workers=workers,
             endpoints=access.endpoints,
             run_path=str(run_path),
             api_path=facts.api,

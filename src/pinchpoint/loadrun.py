@@ -46,10 +46,11 @@ from pinchpoint.workload.lengths import resolve_lengths
 from pinchpoint.workload.prompts import PromptWriter
 from pinchpoint.workload.schedule import Scheduler, StageLoad, check_stages
 
-LEAD_S = 0.25
-"""From handing out the first stage to its first instant: the orders are read every tenth of a second."""
+LEAD_S = 0.1
+"""From handing out a stage to its first instant: time to read the order and to write the first bodies."""
+CONNECT_S = 0.0002
 TLS_CONNECT_S = 0.002
-"""CPU time of a TLS handshake: so much more lead for each connection that is opened ahead."""
+"""CPU time of opening a connection: so much more lead for each that is opened ahead."""
 AHEAD_S = 1.0
 """The next stage is handed out so long before it begins."""
 POLL_S = 0.1
@@ -93,61 +94,65 @@ def run_load(
     check_stages(plan)
     check_writable(out)
     plan, path_of_url = _split_api(plan)
-    access = open_access(plan, api_key)
-    facts = _facts(plan, api or path_of_url or CHAT_PATH, api_key, access)
     lengths = resolve_lengths(plan.workload, None)
+    access = open_access(plan, api_key)
     workers = worker_count(plan, shared_host=access.local)
-    limits, problems = check_host(plan, lengths, workers, len(access.endpoints), force=force)
-    started_s = time.time()
-    path = out or Path(RUNS_DIRECTORY) / new_run_id(plan, started_s)
-    manifest = new_manifest(
-        plan,
-        facts,
-        path.name,
-        t0_ns=monotonic_ns(),
-        started_wall=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),
-        virtual=False,
-        command=command,
-    )
-    writer = RunWriter(path, manifest)
+    fleet = Fleet(workers)
+    try:
+        facts = _facts(plan, api or path_of_url or CHAT_PATH, access)
+        limits, problems = check_host(plan, lengths, workers, len(access.endpoints), force=force)
+        started_s = time.time()
+        path = out or Path(RUNS_DIRECTORY) / new_run_id(plan, started_s)
+        manifest = new_manifest(
+            plan,
+            facts,
+            path.name,
+            t0_ns=monotonic_ns(),
+            started_wall=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),
+            virtual=False,
+            command=command,
+        )
+        writer = RunWriter(path, manifest)
+    except BaseException:
+        fleet.close()
+        raise
     if plan_file is not None:
         (path / "plan.toml").write_bytes(plan_file.read_bytes())
     recorder = Recorder(writer, monotonic_ns, on_progress)
-    tell_host(recorder, limits, problems, access)
-    configs = worker_configs(
-        plan,
-        facts,
-        access,
-        path,
-        PromptWriter(plan.seed, None, None),
-        workers=workers,
-        shared_host=access.local,
-        warm_connections=_warm_connections(plan),
-        stream=plan.stream,
-        usage=usage,
-    )
+    load = _Load(fleet, recorder, Scheduler.of(plan, lengths), plan)
     error: PinchpointError | None = None
     status, reason = "complete", None
-    fleet = load = None
     try:
-        fleet = Fleet(configs)
-        load = _Load(fleet, recorder, Scheduler.of(plan, lengths), plan)
+        tell_host(recorder, limits, problems, access)
+        warm = _warm_connections(plan)
+        fleet.configure(
+            worker_configs(
+                plan,
+                facts,
+                access,
+                path,
+                PromptWriter(plan.seed, None, None),
+                workers=workers,
+                shared_host=access.local,
+                warm_connections=warm,
+                stream=plan.stream,
+                usage=usage,
+            )
+        )
         load.prepare()
         fleet.await_ready()
         tell_hellos(fleet, recorder)
-        load.run(lead_s=LEAD_S + (TLS_CONNECT_S * _warm_connections(plan) if access.endpoints[0].tls else 0.0))
+        connections = max(warm, users_of(plan.stages[0]))
+        load.run(lead_s=LEAD_S + connections * (TLS_CONNECT_S if access.endpoints[0].tls else CONNECT_S))
     except KeyboardInterrupt:
         status, reason = "aborted", "interrupted by the user"
-        if load is not None:
-            load.interrupt(reason)
+        load.interrupt(reason)
     except PinchpointError as caught:
         status, reason, error = "aborted", str(caught), caught
-        if load is not None:
-            load.interrupt(reason)
+        load.interrupt(reason)
     finally:
-        if fleet is not None:
-            fleet.close()
-            tell_lost(fleet, recorder)
+        fleet.close()
+        tell_lost(fleet, recorder)
         recorder.close()
         writer.seal(status, reason)
     return RunOutcome(path, error)
@@ -194,7 +199,7 @@ class _Load:
 
     def interrupt(self, reason: str) -> None:
         """Sends nothing more, withdraws what is in flight, and keeps what was measured."""
-        if not self._fleet.size:
+        if not self._open or not self._fleet.size:
             self._close_stages(monotonic_ns(), reason)
             return
         self._fleet.command(Command("cancel", reason))
@@ -376,7 +381,7 @@ class _Models(msgspec.Struct):
     data: list[_Model] = []
 
 
-def _facts(plan: Plan, api: str, api_key: str | None, access: Access) -> TargetFacts:
+def _facts(plan: Plan, api: str, access: Access) -> TargetFacts:
     """What is known without a probe: the model from /v1/models, if there is such a page, and else the plan's."""
     direct = plan.transport.proxy is None and plan.transport.unix_socket is None
     models = _listed_models(plan, access) if direct else None

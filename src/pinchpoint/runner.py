@@ -151,7 +151,8 @@ def run_live(
     status, reason = "complete", None
     fleet = collector = search = None
     try:
-        fleet = Fleet(configs)
+        fleet = Fleet(workers)
+        fleet.configure(configs)
         collector = start_collector(
             CollectorConfig(
                 out_dir=str(path.resolve()),

@@ -47,6 +47,7 @@ def receive(reads: Iterable[bytes], *, close: bool = False) -> Exchange:
         now_ns += GAP_NS
         if data and one.take(data, now_ns):
             break
+    one.catch_up()
     if close:
         one.closed(now_ns)
     return one

@@ -178,8 +178,11 @@ class Backlog:
             step = due.step
             if due.row is None:
                 assert due.slot is not None
-                self._seat(due.slot, due.at_ns, think=False)
-                continue
+                seated = self._seat(due.slot, now_ns, think=False)
+                if seated is None:
+                    continue
+                due = seated
+                assert due.row is not None
             if due.row.offset_ns == AFTER and due.row.turn > 0:
                 step.turns_due -= 1
                 return due
@@ -214,7 +217,9 @@ class Backlog:
             self._push(Due(due_ns, upcoming, self._write(upcoming), slot, step))
             return True
         if slot is not None:
-            self._seat(slot, end_ns, think=True)
+            seated = self._seat(slot, end_ns, think=True)
+            if seated is not None:
+                self._push(seated)
         return False
 
     def give_up(self, row: ScheduledRequest) -> None:
@@ -235,19 +240,20 @@ class Backlog:
         for step in self._steps.values():
             step.write_ahead(self._write)
 
-    def _seat(self, slot: Slot, now_ns: int, *, think: bool) -> None:
-        """The slot takes the next session."""
+    def _seat(self, slot: Slot, now_ns: int, *, think: bool) -> Due | None:
+        """What the slot does next; None when it takes no further session."""
         step = slot.step
         row = None if step.ended else step.peek(self._write)
         due_ns = now_ns + (row.think_ns if row is not None and think else 0)
         if step.ended or due_ns >= slot.until_ns or (step.end_ns is not None and due_ns >= step.end_ns):
             step.slots -= 1
-        elif row is None:
+            return None
+        if row is None:
             step.slots -= 1
             step.idle_slots.append(slot)
-        else:
-            row, body = step.take()
-            self._push(Due(due_ns, row, body, slot, step))
+            return None
+        row, body = step.take()
+        return Due(due_ns, row, body, slot, step)
 
     def _push_next_arrival(self, step: Step) -> None:
         if step.peek(self._write) is not None:

@@ -24,6 +24,7 @@ FIELDS = (
     "busy_ppm",
     "orders",
 )
+COUNTERS_FILE = "live.counters"
 BUCKETS_PER_DECADE = 32
 """Bounds 7 % apart: enough for a screen that is redrawn while a run goes on. Results are computed from the records."""
 FIRST_BUCKET_S = 1e-4

@@ -8,18 +8,21 @@ merge but to put them one behind the other. A worker that dies is noticed at the
 import contextlib
 import multiprocessing
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Sequence
-from multiprocessing.connection import wait
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 
 from pinchpoint.errors import PinchpointError, UnsupportedMeasurementError
-from pinchpoint.load.counters import LiveCounters, Totals
+from pinchpoint.load.counters import COUNTERS_FILE, LiveCounters, Totals
 from pinchpoint.load.messages import Calibration, Command, Hello, StepOrder, Update, WorkerConfig
-from pinchpoint.load.worker import COUNTERS_FILE, work
 from pinchpoint.schedule import Schedule, Slots
 
+LOSE_WAIT_S = 0.2
+END_TURN_S = 0.02
 SEND_TURN_S = 0.001
 """How often a worker is listened to while an order to it is still being written."""
 READY_TIMEOUT_S = 20.0
@@ -41,10 +44,14 @@ def usable_cpus() -> list[int]:
 class Fleet:
     """`poll` returns the updates that arrived; `lost` names workers that died and why it matters."""
 
-    def __init__(self, configs: Sequence[WorkerConfig]) -> None:
-        context = multiprocessing.get_context("spawn")
-        self._pipes = {}
-        self._processes = {}
+    def __init__(self, workers: int) -> None:
+        """Starts the processes; they load their code while the caller goes on. `configure` tells them what to do.
+
+        Each is a program of its own and not a fork or a copy of ours: it shares no lock and no thread with us, and what
+        we have imported costs it nothing.
+        """
+        self._pipes: dict[int, Connection] = {}
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
         self._early: list[Update] = []
         """Updates that came while an order was being sent, for the next poll."""
         self.lost: list[str] = []
@@ -52,22 +59,31 @@ class Fleet:
         self.hellos: dict[int, Hello] = {}
         self._users: dict[int, int] = {}
         """Stage -> users of its closed loop."""
+        self._counters_path: Path | None = None
+        self._counters: LiveCounters | None = None
+        for index in range(workers):
+            ours, theirs = multiprocessing.Pipe()
+            fd = theirs.fileno()
+            self._processes[index] = subprocess.Popen(
+                [sys.executable, "-m", "pinchpoint.load", str(fd)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                pass_fds=(fd,),
+            )
+            theirs.close()
+            self._pipes[index] = ours
+
+    def configure(self, configs: Sequence[WorkerConfig]) -> None:
+        """Once, with one config for each worker."""
+        assert len(configs) == len(self._processes)
         self._counters_path = Path(configs[0].run_path) / "parts" / COUNTERS_FILE
         self._counters = LiveCounters(self._counters_path, len(configs), create=True)
         for config in configs:
-            ours, theirs = context.Pipe()
-            process = context.Process(
-                target=work, args=(theirs, len(configs)), name=f"pinchpoint-load-{config.index}", daemon=True
-            )
-            process.start()
-            theirs.close()
-            ours.send(config)
-            self._pipes[config.index] = ours
-            self._processes[config.index] = process
+            self._send(config.index, config)
 
     @property
     def pids(self) -> list[int]:
-        return [process.pid for process in self._processes.values() if process.pid is not None]
+        return [process.pid for process in self._processes.values()]
 
     @property
     def size(self) -> int:
@@ -115,6 +131,7 @@ class Fleet:
 
     def totals(self) -> Totals:
         """Live counters of the workers that live."""
+        assert self._counters is not None
         return self._counters.totals(sorted(self._pipes))
 
     def poll(self, timeout_s: float) -> list[Update]:
@@ -139,22 +156,23 @@ class Fleet:
         deadline_s = time.monotonic() + timeout_s
         for index, process in self._processes.items():
             # A worker blocks on a full pipe, so keep reading while it winds down.
-            while process.is_alive() and time.monotonic() < deadline_s:
+            while process.poll() is None and time.monotonic() < deadline_s:
                 pipe = self._pipes.get(index)
                 try:
                     while pipe is not None and pipe.poll():
                         pipe.recv()
                 except (EOFError, OSError):
                     pipe = None
-                process.join(0.02)
-            if process.is_alive():
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(END_TURN_S)
+            if process.poll() is None:
                 process.kill()
-                process.join(1.0)
+                process.wait()
         for pipe in self._pipes.values():
             pipe.close()
         self._pipes.clear()
-        with contextlib.suppress(OSError):
-            self._counters_path.unlink()
+        if self._counters_path is not None:
+            self._counters_path.unlink(missing_ok=True)
 
     def _hear(self, message: object, updates: list[Update]) -> None:
         if isinstance(message, Hello):
@@ -187,7 +205,8 @@ class Fleet:
 
     def _lose(self, index: int) -> None:
         process = self._processes[index]
-        process.join(0.2)
-        self.lost.append(f"load process {index} died (exit code {process.exitcode}); its part of the load is missing")
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(LOSE_WAIT_S)
+        self.lost.append(f"load process {index} died (exit code {process.returncode}); its part of the load is missing")
         self.lost_workers.append(index)
         self._pipes.pop(index).close()

@@ -65,6 +65,8 @@ HTTP_OK = 200
 HTTP_REDIRECT = 300
 STALE_WINDOW_NS = NS_PER_S
 """A close that was already under way when the request went out arrives within one round trip; a second is ample."""
+ISSUE_AT_ONCE = 16
+"""About a millisecond of work."""
 FAILURE_PAUSE_NS = NS_PER_S // 10
 """A user whose connection failed waits so long before the next request: a service that refuses at once would else be
 asked as often as the loop can turn."""
@@ -145,6 +147,7 @@ class Issuer:
         """When a request ended last."""
         self._changed = False
         """Something has ended or failed, so other things may be due than before."""
+        self.called = False
         self.issued = 0
         self.in_flight: dict[int, Exchange] = {}
         """request_id -> exchange."""
@@ -233,9 +236,13 @@ class Issuer:
             self._choose_nap(after_ns)
 
     def _issue_due(self, now_ns: int) -> None:
-        """Issues what was due by then. What becomes due meanwhile waits for its turn, or a service that refuses at once
-        would keep the loop here for ever."""
-        while (due := self._backlog.pop(now_ns)) is not None:
+        """Issues what was due by then, but only so many before the sockets are looked at again: a crowd of requests
+        that are due at once must not leave the tokens of others unread. What becomes due meanwhile waits, or a
+        service that refuses at once would keep the loop here for ever."""
+        for _ in range(ISSUE_AT_ONCE):
+            due = self._backlog.pop(now_ns)
+            if due is None:
+                return
             assert due.row is not None
             self._issue(due.row, due.body, due.at_ns, due.slot)
 
@@ -283,9 +290,11 @@ class Issuer:
         for fd, mask in events:
             connection = connections.get(fd)
             if connection is None:
+                self._changed = True
                 if fd == self._timer.fd:
                     self._timer.clear()
-                    self._changed = True
+                else:
+                    self.called = True
                 continue
             exchange = connection.exchange
             if mask != _PLAIN_READ or exchange is None or not connection.plain:
@@ -306,6 +315,10 @@ class Issuer:
                 self._finish(connection, exchange)
                 self._issue_due(monotonic_ns())  # a user who does not think is not kept waiting for the others
         return after_ns
+
+    def listen(self, fd: int) -> None:
+        """`called` becomes True, and `run_once` returns, when there is something to read from this descriptor."""
+        self._epoll.register(fd, select.EPOLLIN)
 
     def forget_stall(self) -> None:
         """What kept the loop from its sockets until now was no stop."""

@@ -46,6 +46,8 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     """What a worker needs for its life. Travels through the pipe, never through argv: headers may hold a key."""
 
     index: int
+    workers: int
+    """Of the whole fleet."""
     endpoints: tuple[Endpoint, ...]
     run_path: str
     api_path: str

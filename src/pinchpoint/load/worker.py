@@ -19,7 +19,7 @@ import numpy as np
 
 from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.fetch import tls_context
-from pinchpoint.load.counters import BUCKETS, FIELDS, PPM, LiveCounters, bucket_of
+from pinchpoint.load.counters import BUCKETS, COUNTERS_FILE, FIELDS, PPM, LiveCounters, bucket_of
 from pinchpoint.load.exchange import Exchange
 from pinchpoint.load.health import ClientHealth
 from pinchpoint.load.issuer import Issuer
@@ -32,24 +32,24 @@ PUBLISH_PERIOD_NS = NS_PER_S // 10
 WRITE_PERIOD_NS = NS_PER_S
 WRITE_ROOM_NS = 5_000_000
 """A write takes a few milliseconds: it waits for a gap of this length between due instants, at most a second."""
-COUNTERS_FILE = "live.counters"
 REALTIME_PRIORITY = 1
 """The lowest of SCHED_FIFO: above everything ordinary, below the kernel's own threads that run at 50."""
 FAILED = frozenset((*ERROR_STATUSES, "timeout"))
 
 
-def work(pipe: Pipe, workers: int) -> None:
+def work(pipe: Pipe) -> None:
     """Process entry. The first message is a WorkerConfig; then orders and commands until quit or end of pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        config: WorkerConfig = pipe.recv()
-        _Worker(config, pipe, workers).run()
+        config = pipe.recv()
+        if isinstance(config, WorkerConfig):  # else there will be no load, and we are told to go
+            _Worker(config, pipe).run()
     except (EOFError, ConnectionError):
         return  # the controller is gone; the part files are already whole
 
 
 class _Worker:
-    def __init__(self, config: WorkerConfig, pipe: Pipe, workers: int) -> None:
+    def __init__(self, config: WorkerConfig, pipe: Pipe) -> None:
         self._config = config
         self._pipe = pipe
         self._target = OpenAITarget(
@@ -67,7 +67,7 @@ class _Worker:
         parts = Path(config.run_path) / "parts"
         self._records = PartWriter(parts / f"records-{config.index}.arrows", RECORD_COLUMNS)
         self._samples = PartWriter(parts / f"telemetry-client{config.index}.arrows", SAMPLE_COLUMNS)
-        self._counters = LiveCounters(parts / COUNTERS_FILE, workers, create=False).rows[config.index]
+        self._counters = LiveCounters(parts / COUNTERS_FILE, config.workers, create=False).rows[config.index]
         self._follow = False
         self._rows: list[tuple[Any, ...]] = []
         self._outcomes: list[Outcome] = []
@@ -81,6 +81,7 @@ class _Worker:
 
     def run(self) -> None:
         self._pipe.send(self._settle_in())
+        self._issuer.listen(self._pipe.fileno())
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -91,6 +92,9 @@ class _Worker:
             while self._running:
                 self._issuer.run_once(published_ns + PUBLISH_PERIOD_NS)
                 now_ns = monotonic_ns()
+                if self._issuer.called:
+                    self._issuer.called = False
+                    self._obey()
                 if now_ns - published_ns >= PUBLISH_PERIOD_NS:
                     waited_ns = self._issuer.poll_ns - poll_ns
                     self._busy_ratio = max(0.0, 1 - waited_ns / (now_ns - published_ns))
@@ -100,7 +104,6 @@ class _Worker:
                     self._records.append(rows)  # bit by bit: each turns into columns within a millisecond
                     if self._follow:
                         self._publish(now_ns)
-                    self._obey()
                     now_ns = monotonic_ns()
                 if now_ns - written_ns >= WRITE_PERIOD_NS:
                     due_ns = self._issuer.next_due_ns
