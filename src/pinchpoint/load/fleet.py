@@ -114,7 +114,7 @@ class Fleet:
             self._users[schedule.stage] = len(slots.start_ns)
         # A worker without a slot of the closed loop would keep its sessions for ever.
         taking = workers[: self._users.get(schedule.stage, len(workers))]
-        share_of = schedule.session_id % len(taking)
+        share_of = schedule.session_id % max(len(taking), 1)
         for position, index in enumerate(workers):
             share = schedule.select(share_of == position) if len(workers) > 1 else schedule
             theirs = slots and Slots(slots.start_ns[position :: len(workers)], slots.until_ns[position :: len(workers)])
