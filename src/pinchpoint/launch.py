@@ -103,11 +103,10 @@ def open_access(plan: Plan, api_key: str | None) -> Access:
 def _headers(plan: Plan, api_key: str | None) -> tuple[list[tuple[str, str]], list[str]]:
     headers: list[tuple[str, str]] = [("Authorization", f"Bearer {api_key}")] if api_key else []
     secrets = [api_key] if api_key else []
+    if plan.transport.session_header is not None:
+        _check_name(plan.transport.session_header)
     for name, value in plan.transport.headers.items():
-        if not name or not all(c.isalnum() or c in "-_.!#$%&'*+^`|~" for c in name) or not name.isascii():
-            raise UsageError(f"{name!r} is not the name of an HTTP header")
-        if name.lower() in FORBIDDEN_HEADERS:
-            raise UsageError(f"the header {name} is set by the load engine itself; leave it out")
+        _check_name(name)
         if value.startswith(FROM_ENVIRONMENT):
             value = _from_environment(value.removeprefix(FROM_ENVIRONMENT), f"header {name}")
             secrets.append(value)
@@ -115,8 +114,16 @@ def _headers(plan: Plan, api_key: str | None) -> tuple[list[tuple[str, str]], li
             raise UsageError(f"the header {name} may hold a secret, which would be stored; give it as env:VARIABLE")
         if not value.isprintable() or not value.isascii():
             raise UsageError(f"the value of header {name} cannot stand in a header; it must be one line of ASCII text")
+        headers = [header for header in headers if header[0].lower() != name.lower()]  # what is given comes first
         headers.append((name, value))
     return headers, secrets
+
+
+def _check_name(name: str) -> None:
+    if not name or not all(c.isalnum() or c in "-_.!#$%&'*+^`|~" for c in name) or not name.isascii():
+        raise UsageError(f"{name!r} is not the name of an HTTP header")
+    if name.lower() in FORBIDDEN_HEADERS:
+        raise UsageError(f"the header {name} is set by the load engine itself; leave it out")
 
 
 def _from_environment(name: str, what: str) -> str:

@@ -22,6 +22,8 @@ STAGE_REQUESTS_MAX = 20_000_000
 TURNS_MAX = 1000
 WARM_CONNECTIONS_MAX = 64
 RETRIES_MAX = 10
+WORKERS_MAX = 256
+"""Load processes; each wants a core of its own and tens of megabytes of memory."""
 SEED_MAX = 2**32 - 1
 TOKENS_MAX = 10_000_000
 """Longer than any context that is served; lengths are stored as 32-bit numbers."""
@@ -316,6 +318,17 @@ def _positive(value: float | None) -> bool:
     return value is None or value > 0
 
 
+def _not_negative(value: float | None) -> bool:
+    return value is None or value >= 0
+
+
+def _names_a_user(url: str) -> bool:
+    try:
+        return "@" in urlsplit(url).netloc
+    except ValueError as error:
+        raise UsageError(f"{url!r} cannot be read ({error}); write for example http://127.0.0.1:8000") from None
+
+
 def _in_range(tokens: int | None) -> bool:
     return tokens is None or 1 <= tokens <= TOKENS_MAX
 
@@ -334,8 +347,12 @@ def build_plan(values: dict[str, Any], where: str = "the command line") -> Plan:
         (not _positive(plan.first_token_timeout_s), "first_token_timeout must be above 0"),
         (not _positive(plan.token_timeout_s), "token_timeout must be above 0"),
         (not 0 <= plan.retries <= RETRIES_MAX, f"retries must be from 0 to {RETRIES_MAX}"),
-        (not _positive(plan.workers), "workers must be at least 1"),
-        (any(backend.weight <= 0 for backend in plan.backends), "the weight of a backend must be above 0"),
+        (plan.workers is not None and not 1 <= plan.workers <= WORKERS_MAX, f"workers must be from 1 to {WORKERS_MAX}"),
+        (not _not_negative(plan.transport.warm_connections), "warm_connections must not be negative"),
+        (
+            any(not 0 < backend.weight < math.inf for backend in plan.backends),
+            "the weight of a backend must be a number above 0",
+        ),
         (plan.max_in_flight < 1, "max_in_flight must be at least 1"),
         (plan.max_rate_rps is not None and plan.max_rate_rps <= 0, "max_rate must be above 0"),
         (not _in_range(plan.workload.input_tokens), f"input_tokens must be from 1 to {TOKENS_MAX}"),
@@ -345,7 +362,7 @@ def build_plan(values: dict[str, Any], where: str = "the command line") -> Plan:
             f"metrics_url is {plan.metrics_url!r}; it must begin with http:// or https://",
         ),
         (
-            any("@" in urlsplit(url).netloc for url in (plan.url, *(backend.url for backend in plan.backends))),
+            any(_names_a_user(url) for url in (plan.url, *(backend.url for backend in plan.backends))),
             "the URL holds a user or key, which would end up in logs; use --api-key-env or --api-key-file instead",
         ),
         (bool(plan.api_key_env and plan.api_key_file), "give api_key_env or api_key_file, not both"),

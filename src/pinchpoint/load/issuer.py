@@ -61,6 +61,12 @@ TIMER_NET_S = 0.002
 """epoll's own timeout ends so much after the timer's instant: a net below it, should it be missed."""
 RESERVED_FILES = 64
 """Descriptors left for everything that is not a load connection."""
+OWN_HEADERS = (
+    ("Content-Type", "application/json"),
+    ("Accept", "text/event-stream, application/json"),
+    ("Accept-Encoding", "identity"),
+    ("User-Agent", "pinchpoint"),
+)
 HTTP_OK = 200
 HTTP_REDIRECT = 300
 STALE_WINDOW_NS = NS_PER_S
@@ -335,13 +341,11 @@ class Issuer:
     # -- issuing ---------------------------------------------------------------------------------------------------
 
     def _head(self, endpoint: Endpoint) -> bytes:
+        given = {name.lower() for name, _ in self._habits.headers}
         lines = [
             f"POST {endpoint.path_prefix}{self._target.path} HTTP/1.1",
             f"Host: {endpoint.host_header}",
-            "Content-Type: application/json",
-            "Accept: text/event-stream, application/json",
-            "Accept-Encoding: identity",
-            "User-Agent: pinchpoint",
+            *(f"{name}: {value}" for name, value in OWN_HEADERS if name.lower() not in given),
             *(["Connection: close"] if self._habits.new_connections else []),
             *(f"{name}: {value}" for name, value in self._habits.headers),
         ]
