@@ -16,6 +16,7 @@ def answer(*reads: bytes, close: bool = False, gap_ns: int = 10) -> Exchange:
     exchange = Exchange(request(1), 0, TARGET)
     for i, data in enumerate(reads):
         exchange.take(data, (i + 1) * gap_ns)
+    exchange.catch_up()
     if close:
         exchange.closed(len(reads) * gap_ns)
     return exchange
