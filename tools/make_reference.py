@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,11 @@ from typing import Any
 from cyclopts import App
 from rich.console import Console
 
-from pinchpoint import catalog, errors, model, plan
+from pinchpoint import calibrate, catalog, delivered, errors, measure, model, plan
 from pinchpoint.cli import app
 from pinchpoint.diagnose.rule import load_rules, rule_page
 from pinchpoint.lab.faults import FAULTS
+from pinchpoint.report import load_answer
 from pinchpoint.report.json import write_schemas
 from pinchpoint.workload.lengths import presets
 
@@ -78,11 +80,15 @@ def matched(what: str, names: list[str], noted: dict[str, Any]) -> None:
         )
 
 
-def class_fields(module: Any, name: str) -> tuple[str, list[tuple[str, str, str | None, str]]]:
-    """Docstring of a struct, and (field, type, default, docstring) of its fields, from the source."""
-    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
-    node = next(item for item in tree.body if isinstance(item, ast.ClassDef) and item.name == name)
-    fields: list[tuple[str, str, str | None, str]] = []
+Field = tuple[str, str, str | None, str]
+"""Name, type, default, docstring."""
+
+
+def class_fields(module: Any, name: str) -> tuple[str, list[Field]]:
+    """Docstring of a struct, and its fields from the source: its own, then those of a base in the same module."""
+    classes = {item.name: item for item in source_of(module).body if isinstance(item, ast.ClassDef)}
+    node = classes[name]
+    fields: list[Field] = []
     for item in node.body:
         if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
             default = ast.unparse(item.value) if item.value is not None else None
@@ -90,7 +96,22 @@ def class_fields(module: Any, name: str) -> tuple[str, list[tuple[str, str, str 
         elif isinstance(item, ast.Expr) and isinstance(item.value, ast.Constant) and fields:
             field, kind, default, _ = fields[-1]
             fields[-1] = (field, kind, default, str(item.value.value))
+    for base in node.bases:
+        if isinstance(base, ast.Name) and base.id in classes:
+            fields += class_fields(module, base.id)[1]
     return ast.get_docstring(node) or "", fields
+
+
+def literal_keys(module: Any, function: str) -> list[str]:
+    """Keys of the dict literal that a function returns or builds; what it takes over with ** is left out."""
+    tree = source_of(module)
+    node = next(item for item in tree.body if isinstance(item, ast.FunctionDef) and item.name == function)
+    literal = next(item for item in ast.walk(node) if isinstance(item, ast.Dict))
+    return [str(key.value) for key in literal.keys if isinstance(key, ast.Constant)]
+
+
+def source_of(module: Any) -> ast.Module:
+    return ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
 
 
 # -- whole pages -------------------------------------------------------------------------------------------------------
@@ -180,26 +201,55 @@ def columns_block(name: str, columns: dict[str, str]) -> str:
     return table(["column", "type", "unit", "meaning", "null means"], rows)
 
 
-def struct_block(name: str) -> str:
-    doc, fields = class_fields(model, name)
+def struct_block(name: str, module: Any = model, left_out: tuple[str, ...] = ()) -> str:
+    doc, fields = class_fields(module, name)
+    fields = [field for field in fields if field[0] not in left_out]
     noted = notes()["fields"].get(name, {})
     matched(f"fields.{name}", [field for field, _, _, text in fields if not text], noted)
     rows = [[f"`{field}`", f"`{kind}`", text or noted[field]] for field, kind, _, text in fields]
     return (doc + "\n\n" if doc else "") + table(["field", "type", "meaning"], rows)
 
 
+def noted_block(what: str, names: list[str], header: list[str]) -> str:
+    """A table of names that code has and meanings that only the notes have."""
+    noted = notes()[what]
+    matched(what, names, noted)
+    rows = [[noted[name]] if isinstance(noted[name], str) else noted[name] for name in names]
+    return table(header, [[f"`{name}`", *row] for name, row in zip(names, rows, strict=True)])
+
+
 def plan_block(name: str) -> str:
     _, fields = class_fields(plan, name)
     noted = notes()["plan"][name]
-    matched(f"plan.{name}", [field for field, _, _, _ in fields], noted)
-    stages = name in ("OpenStage", "ClosedStage")
-    short = {**plan._STAGE_DURATIONS, **plan._STAGE_RATES} if stages else {**plan._DURATIONS, **plan._RATES}
+    matched(f"plan.{name}", [field for field, _, _, text in fields if not text], noted)
+    return keys_table(fields, noted, {**plan._DURATIONS, **plan._RATES})
+
+
+def stages_block() -> str:
+    """Every kind of stage: what it is, and its keys. A key that means the same everywhere has one note."""
+    shared = notes()["plan"]["stages"]
+    parts: list[str] = []
+    used: set[str] = set()
+    for kind in typing.get_args(plan.StageSpec):
+        doc, fields = class_fields(plan, kind.__name__)
+        own = notes()["plan"].get(kind.__name__, {})
+        names = [field for field, _, _, _ in fields]
+        matched(f"plan.{kind.__name__}", [name for name in names if name in own or name not in shared], own)
+        used |= set(names) - set(own)
+        keys = keys_table(fields, {**shared, **own}, {**plan._STAGE_DURATIONS, **plan._STAGE_RATES})
+        parts.append(f"### {kind.__struct_config__.tag}\n\n{doc}\n\n{keys}")
+    matched("plan.stages", [name for name in shared if name in used], shared)
+    return "\n".join(parts)
+
+
+def keys_table(fields: list[Field], noted: dict[str, str], short: dict[str, str]) -> str:
+    """short: spelling with a unit -> key."""
     spellings = {full: text for text, full in short.items()}
     rows = []
-    for field, kind, default, _ in fields:
+    for field, kind, default, text in fields:
         shown = "required" if default is None else resolved(default)
         other = f"`{spellings[field]}`" if field in spellings else ""
-        rows.append([f"`{field}`", other, f"`{kind}`", shown, noted[field]])
+        rows.append([f"`{field}`", other, f"`{kind}`", shown, noted.get(field) or text])
     return table(["key", "or, with a unit", "type", "default", "meaning"], rows)
 
 
@@ -210,7 +260,7 @@ def resolved(default: str) -> str:
         return f"`{value:g}`"
     if default.endswith(")") and default != "()":
         return "see below"
-    words = {"()": "empty", "''": "empty", "None": "none", "True": "true", "False": "false"}
+    words = {"()": "empty", "{}": "empty", "''": "empty", "None": "none", "True": "true", "False": "false"}
     return words.get(default, f"`{default}`".replace("'", '"'))
 
 
@@ -273,6 +323,30 @@ def exit_codes_block() -> str:
 VERDICT_STRUCTS = (
     "Verdict Slo Capacity StageResult Finding Evidence Remedy NotEvaluable ValidityReason TargetFacts Limits".split()
 )
+LOAD_STRUCTS = {
+    measure: "Tally RetryAfter Tokens Metric WorkerShare".split(),
+    delivered: "Delivery PerSecond ArrivalFit ConcurrencyFit Lengths".split(),
+}
+
+
+def load_block() -> str:
+    """The JSON of a plain load: its own fields, those of a run, and every struct inside."""
+    parts = [
+        noted_block("load", literal_keys(load_answer, "load_json"), ["field", "meaning"]),
+        "### run\n\n" + noted_block("load_run", literal_keys(load_answer, "_run"), ["field", "meaning"]),
+        "### Stage of a load\n\n" + struct_block("StageLoad", measure, left_out=("tally",)),
+    ]
+    for module, names in LOAD_STRUCTS.items():
+        parts += [f"### {name}\n\n{struct_block(name, module)}" for name in names]
+    return "\n".join(parts)
+
+
+def metrics_block() -> str:
+    return noted_block(
+        "load_metrics", literal_keys(measure, "_metrics"), ["metric", "unit", "what it is", "of which requests"]
+    )
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "columns schedule": lambda: columns_block("schedule", model.SCHEDULE_COLUMNS),
     "columns records": lambda: columns_block("records", model.RECORD_COLUMNS),
@@ -282,8 +356,14 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "verdict": lambda: "\n".join(f"### {name}\n\n{struct_block(name)}" for name in VERDICT_STRUCTS),
     "plan": lambda: plan_block("Plan"),
     "plan workload": lambda: plan_block("WorkloadSpec"),
-    "plan open": lambda: plan_block("OpenStage"),
-    "plan closed": lambda: plan_block("ClosedStage"),
+    "plan transport": lambda: plan_block("Transport"),
+    "plan backends": lambda: plan_block("Backend"),
+    "plan stages": stages_block,
+    "load": load_block,
+    "load metrics": metrics_block,
+    "host limits": lambda: struct_block("HostLimits", calibrate),
+    "statuses": lambda: noted_block("statuses", list(model.STATUSES), ["status", "meaning", "counts as"]),
+    "phases": lambda: noted_block("phases", list(model.Phase.__args__), ["phase", "waited for", "failed with"]),
     "faults": faults_block,
     "presets": presets_block,
     "exit codes": exit_codes_block,

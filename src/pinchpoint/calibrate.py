@@ -60,6 +60,7 @@ HIGH_TOKENS_PER_S_MAX = 30_000.0
 TIMER_LATE_MAX_S = 0.005
 TIME_WAIT_S = 60.0
 """How long Linux holds back the port of a closed connection (TCP_TIMEWAIT_LEN)."""
+CALIBRATE_SCHEMA = "pinchpoint.calibrate/1"
 MEDIAN, TAIL = 50, 99
 
 Progress = Callable[[str], None]
@@ -258,10 +259,10 @@ def cache_path() -> Path:
 
 
 def render_json(limits: HostLimits) -> str:
-    """All fields, and the two derived ones, as one JSON document."""
-    document = msgspec.to_builtins(limits)
+    """All fields, and the two derived ones, as one JSON document with a final newline; `schema` is the first field."""
+    document = {"schema": CALIBRATE_SCHEMA, **msgspec.to_builtins(limits)}
     document |= {"tokens_per_s": limits.tokens_per_s, "requests_per_s": limits.requests_per_s}
-    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode()
+    return msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n"
 
 
 def render_text(limits: HostLimits) -> str:
@@ -311,7 +312,7 @@ def render_text(limits: HostLimits) -> str:
         return [f"  {name:<{widths[0]}}  {value:>{widths[1]}}  {detail}".rstrip() for name, value, detail in table]
 
     return "\n".join(
-        [f"One load process of this host can do ({how}):", *lines(rows), "This host allows:", *lines(allowed)]
+        [f"One load process of this host can do ({how}):", *lines(rows), "This host allows:", *lines(allowed), ""]
     )
 
 

@@ -196,3 +196,8 @@ def test_the_document_holds_every_number_and_the_derived_ones() -> None:
     assert document["tokens_per_s"] == pytest.approx(80_000)
     assert document["requests_per_s"] == pytest.approx(4_000)
     assert set(msgspec.to_builtins(MEASURED)) <= set(document)
+
+
+def test_the_document_names_its_schema_first_and_what_is_printed_ends_its_line() -> None:
+    assert next(iter(json.loads(render_json(MEASURED)).items())) == ("schema", "pinchpoint.calibrate/1")
+    assert render_json(MEASURED).endswith("}\n") and render_text(MEASURED).endswith("\n")
