@@ -39,8 +39,6 @@ MISSES_BEFORE_RELEARNING = 2
 HTTP_REDIRECT = 300
 HTTP_CLIENT_ERROR = 400
 CRLF = b"\r\n"
-LAST_CHUNK = b"0\r\n\r\n"
-"""End of a chunked body (RFC 9112, section 7.1). When it is split, a read shorter than that comes last."""
 PUT_BY_MAX = 64
 END_OF_HEAD = CRLF + CRLF
 STREAM_SIGNS = (b"data:", b"event:", b": ")
@@ -208,10 +206,11 @@ class Exchange:
         """One read. True when the answer has ended, well or not.
 
         While reads fit the template they are only put by, and looked at PUT_BY_MAX at a time: that keeps the loop's way
-        short and the parser's memory warm. A read that may be the end of the answer is never put by.
+        short and the parser's memory warm. A read that may be the end of the answer does not end like a token, however
+        the last chunk is written or cut (RFC 9112, section 7.1: it may have extensions and trailers).
         """
         put_by = self._put_by
-        if put_by is not None and not data.endswith(LAST_CHUNK) and len(data) >= len(LAST_CHUNK):
+        if put_by is not None and data.endswith(self._tail):
             put_by.append(data)
             self._stamps.append(stamp_ns)
             return len(put_by) >= PUT_BY_MAX and self.catch_up()

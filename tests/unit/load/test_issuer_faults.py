@@ -89,6 +89,35 @@ def test_the_last_chunk_of_an_answer_is_noticed_in_any_split() -> None:
         assert [driver.one(number).status for number in range(4)] == ["ok"] * 4
 
 
+ENDINGS = [
+    END,
+    b"0;last=yes\r\n\r\n",
+    b"000\r\n\r\n",
+    b"0\r\nServer-Timing: total;dur=5\r\n\r\n",
+]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_the_end_of_a_long_stream_is_noticed_however_it_is_written_and_cut(ending: bytes) -> None:
+    """Tokens that look alike are read in passing; the end must not pass for one of them."""
+    last = chunk(event(finish="stop")) + ending
+    cuts = [len(last), *range(len(last) - min(len(ending), 8) - 1, len(last)), len(last) - len(ending) + 2]
+
+    def script(number: int, body: bytes) -> Iterator[Piece]:
+        yield STREAM_HEAD
+        for _ in range(8):
+            yield chunk(event("a"))
+            yield 0.002
+        yield last[: cuts[number]]
+        yield 0.005
+        yield last[cuts[number] :]
+
+    with ScriptedServer(script) as server, driven(server.url, timeouts=Timeouts(total_s=3.0)) as driver:
+        ended = [driver.one(number) for number in range(len(cuts))]
+        assert server.connections == 1
+    assert {(exchange.status, len(exchange.chunk_ns)) for exchange in ended} == {("ok", 8)}
+
+
 def test_nothing_is_left_open_whatever_happened() -> None:
     def script(number: int, body: bytes) -> Iterator[Piece]:
         kind = number % 6
