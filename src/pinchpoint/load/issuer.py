@@ -293,6 +293,7 @@ class Issuer:
             wall.notice_step()
         offset_ns = wall.offset_ns
         connections = self._connections
+        ended = 0
         for fd, mask in events:
             connection = connections.get(fd)
             if connection is None:
@@ -319,7 +320,10 @@ class Issuer:
             seconds, nanoseconds = unpack_timespec(ancillary[0][2])
             if exchange.take(data, seconds * NS_PER_S + nanoseconds - offset_ns):
                 self._finish(connection, exchange)
-                self._issue_due(monotonic_ns())  # a user who does not think is not kept waiting for the others
+                ended += 1
+                if ended == ISSUE_AT_ONCE:  # users who do not think are not kept waiting for all the others
+                    ended = 0
+                    self._issue_due(monotonic_ns())
         return after_ns
 
     def listen(self, fd: int) -> None:
