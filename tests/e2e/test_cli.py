@@ -209,7 +209,7 @@ def test_help_needs_no_numeric_libraries() -> None:
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "[]\n"
     shown = pinchpoint("--help")
     assert shown.returncode == 0
-    for verb in ("run", "probe", "check", "diagnose", "report", "rules", "lab"):
+    for verb in ("run", "load", "calibrate", "probe", "check", "diagnose", "report", "rules", "lab"):
         assert re.search(rf"\b{verb}\b", shown.stdout)
 
 

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tests.support.scripted_server import STREAM_HEAD, Piece, event, stream
 from tests.support.tls import Authority, TlsScriptedServer
-from tests.unit.load.drive import driven, open_intent
+from tests.unit.load.drive import driven, request
 
 from pinchpoint.errors import EXIT_OK, EXIT_SLO_FAILED, EXIT_UNREACHABLE, EXIT_USAGE, TargetError, UsageError
 from pinchpoint.fetch import tls_context
@@ -105,10 +105,10 @@ def test_tls_keeps_kernel_stamps_and_reuses_its_connection(authority: Authority)
         assert server.connections == 1
     for exchange in ended:
         assert (exchange.status, len(exchange.chunk_ns)) == ("ok", 4)
-        assert exchange.stamps_kernel > 0 and exchange.stamps_user == 0
+        assert exchange.reads > 0 and exchange.stamps_user == 0
         assert exchange.sent_ns is not None and exchange.end_ns is not None
         assert exchange.scheduled_ns <= exchange.sent_ns <= exchange.chunk_ns[0] <= exchange.end_ns
-        assert exchange.chunk_ns == sorted(set(exchange.chunk_ns))
+        assert list(exchange.chunk_ns) == sorted(set(exchange.chunk_ns))
     first, *others = ended
     assert first.connected_ns is not None and first.sent_ns is not None and first.sent_ns <= first.connected_ns
     assert all(exchange.connected_ns is None for exchange in others)
@@ -127,7 +127,7 @@ def test_any_split_into_records_gives_the_same_tokens(authority: Authority, data
         exchange = driver.one()
     assert (exchange.status, len(exchange.chunk_ns), exchange.finish_reason) == ("ok", 5, "length")
     assert exchange.usage is not None and exchange.usage.output_tokens == 5
-    assert exchange.chunk_ns == sorted(exchange.chunk_ns)
+    assert list(exchange.chunk_ns) == sorted(exchange.chunk_ns)
     assert exchange.stamps_user == 0
 
 
@@ -137,7 +137,7 @@ def test_many_requests_at_once_over_tls_are_all_answered(authority: Authority) -
         TlsScriptedServer(lambda number, body: stream(3, gap_s=0.001), authority) as server,
         driven(server.url, tls=trusting(authority)) as driver,
     ):
-        driver.start(*(open_intent(number, at_s=number * 0.002) for number in range(count)))
+        driver.start(*(request(number, number * 0.002) for number in range(count)))
         ended = driver.until(count)
     assert {exchange.status for exchange in ended} == {"ok"}
     assert {exchange.row.request_id for exchange in ended} == set(range(count))
