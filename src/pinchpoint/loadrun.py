@@ -90,6 +90,8 @@ def run_load(
     """
     if not plan.stages:
         raise UsageError("a load needs --rate, --concurrency or a plan with [[stages]]; `pinchpoint run` searches")
+    if api is not None and not (api.startswith("/") and api.isascii() and api.isprintable() and " " not in api):
+        raise UsageError(f"{api!r} is not a path; write for example {CHAT_PATH}")
     api_key = read_api_key(plan)
     check_stages(plan)
     check_writable(out)
