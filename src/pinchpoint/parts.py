@@ -72,6 +72,9 @@ class _ListColumn:
             self._nulls.append(len(self._ends) - 1)
             self._ends.append(self._ends[-1])
             return
+        if not len(values):
+            self._ends.append(self._ends[-1])
+            return
         if isinstance(values, list):
             # Half the time of np.array, which looks at every item to find a type.
             piece = np.fromiter(values, self._dtype, len(values))
@@ -119,14 +122,16 @@ class PartWriter:
 
     def append(self, rows: Iterable[Sequence[Any]]) -> None:
         """Each row is a sequence in the order of the columns. Lists are copied: list of int, numpy array or None."""
-        keep, pick, width = self._rows.append, self._pick_scalars, len(self._schema)
+        kept, pick, width, lists = self._rows, self._pick_scalars, len(self._schema), tuple(self._lists.items())
         for row in rows:
             if len(row) != width:
                 raise ValueError(f"a row has {len(row)} values for {width} columns")
-            for i, column in self._lists.items():
+            full = False
+            for i, column in lists:
                 column.add(row[i])
-            keep(pick(row) if self._lists else row)
-            if len(self._rows) >= BATCH_ROWS_MAX or any(c.items >= BATCH_ITEMS_MAX for c in self._lists.values()):
+                full = full or column.items >= BATCH_ITEMS_MAX
+            kept.append(pick(row) if lists else row)
+            if full or len(kept) >= BATCH_ROWS_MAX:
                 self.flush()
         if time.monotonic() - self._flushed_s >= FLUSH_PERIOD_S:
             self.flush()

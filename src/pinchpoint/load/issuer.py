@@ -113,6 +113,7 @@ class Issuer:
         self._first_token_ns = int(timeouts.first_token_s * NS_PER_S) if timeouts.first_token_s else None
         self._between_ns = int(timeouts.between_tokens_s * NS_PER_S) if timeouts.between_tokens_s else None
         self._total_ns = int(timeouts.total_s * NS_PER_S)
+        self._only_total = self._first_token_ns is None and self._between_ns is None
         self._heads = [self._head(endpoint) for endpoint in self._endpoints]
         self._turn_of_backend = _WeightedTurns([endpoint.weight for endpoint in self._endpoints])
         self._backlog = Backlog(self._write)
@@ -694,7 +695,10 @@ class Issuer:
 
     def _look_again(self, exchange: Exchange, now_ns: int) -> None:
         """Notes when the exchange's deadlines must be looked at next: no later than any of them can be missed."""
-        check_ns = self._deadline(exchange)[0]
+        if self._only_total and exchange.row.patience_ns == NEVER and exchange.connect_ns is None:
+            check_ns = exchange.scheduled_ns + self._total_ns  # by far the most
+        else:
+            check_ns = self._deadline(exchange)[0]
         if self._between_ns is not None and now_ns + self._between_ns < check_ns:
             check_ns = now_ns + self._between_ns
         exchange.check_ns = check_ns

@@ -285,6 +285,14 @@ class Connection:
         self._flush()
 
     def send(self, data: bytes) -> None:
+        if self.plain and not self._pending:
+            try:
+                sent = self._sock.send(data)
+            except BlockingIOError:
+                sent = 0
+            if sent < len(data):
+                self._pending = data[sent:]
+            return
         if self._tls is not None:
             self._tls.write(data)
             data = self._outgoing.read()

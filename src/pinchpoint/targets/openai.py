@@ -244,6 +244,8 @@ def _usage(told: _Usage) -> Usage | None:
 
 def _count(tokens: Any) -> int | None:
     """A number of tokens; some services write it as 5.0. None for whatever cannot be one."""
+    if tokens is None:
+        return None
     if isinstance(tokens, float) and tokens.is_integer():
         tokens = int(tokens)
     return tokens if type(tokens) is int and 0 <= tokens <= TOKENS_MAX else None

@@ -11,6 +11,7 @@ behind when a writer is sent to another process.
 """
 
 import hashlib
+import struct
 from array import array
 from functools import lru_cache
 
@@ -36,6 +37,9 @@ VOCABULARY = tuple(
     grow open walk win offer remember love consider appear buy wait serve die send expect build stay fall cut reach
     """.split()
 )
+_PAIRS = struct.Struct(f">{UNIQUE_WORDS}H")
+_WORD_OF = [VOCABULARY[pair % len(VOCABULARY)] for pair in range(1 << 16)]
+"""The word that two bytes of a digest stand for."""
 
 
 @lru_cache(maxsize=2)
@@ -63,10 +67,7 @@ class PromptWriter:
         words = self.words_for(input_tokens)
         digest = hashlib.blake2b(b"%d %d" % (self._seed, request_id), digest_size=2 * UNIQUE_WORDS + _PLACE_BYTES)
         drawn = digest.digest()
-        beginning = [
-            VOCABULARY[(drawn[i] << 8 | drawn[i + 1]) % len(VOCABULARY)]
-            for i in range(0, 2 * min(words, UNIQUE_WORDS), 2)
-        ]
+        beginning = [_WORD_OF[pair] for pair in _PAIRS.unpack_from(drawn)][:words]
         left = words - len(beginning)
         if left == 0:
             return " ".join(beginning)
