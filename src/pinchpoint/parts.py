@@ -120,6 +120,16 @@ class PartWriter:
         self._flushed_s = time.monotonic()
         self._file.flush()
 
+    def rehearse(self, row: Sequence[Any]) -> None:
+        """Converts one row and forgets it: the first conversion loads code for some 40 ms, which can be done early."""
+        import pyarrow as pa
+
+        for field, value in zip(self._schema, row, strict=True):
+            pa.array([value], type=field.type)
+        for i, column in self._lists.items():
+            column.add(row[i])
+            column.take()
+
     def append(self, rows: Iterable[Sequence[Any]]) -> None:
         """Each row is a sequence in the order of the columns. Lists are copied: list of int, numpy array or None."""
         kept, pick, width, lists = self._rows, self._pick_scalars, len(self._schema), tuple(self._lists.items())

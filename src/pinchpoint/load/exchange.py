@@ -40,6 +40,10 @@ HTTP_REDIRECT = 300
 HTTP_CLIENT_ERROR = 400
 CRLF = b"\r\n"
 PUT_BY_MAX = 64
+PUT_BY_SPREAD = 48
+"""Streams that began together are looked at after different numbers of reads, or all would be at one time."""
+EVENT_END = b"\n\n\r\n"
+"""How a read of a stream ends before its tokens are known: a blank line, and the end of the chunk."""
 END_OF_HEAD = CRLF + CRLF
 STREAM_SIGNS = (b"data:", b"event:", b": ")
 """How a stream begins that is declared as something else."""
@@ -84,6 +88,7 @@ class Exchange:
         "_misses",
         "_prefix",
         "_put_by",
+        "_put_by_max",
         "_reader",
         "_retry_after",
         "_sniffed",
@@ -92,6 +97,7 @@ class Exchange:
         "_stamps",
         "_tail",
         "_templates_left",
+        "_token_end",
         "attempts",
         "backend",
         "bytes_in",
@@ -155,8 +161,10 @@ class Exchange:
         self.first_content_ns: int | None = None
         self.end_ns: int | None = None
         self.chunk_ns: array[int] = array("q")
-        self._put_by: list[bytes] | None = None
-        """Reads that were not looked at yet; None while the short way is closed."""
+        self._put_by: list[bytes] | None = []
+        """Reads that were not looked at yet; None while all must be looked at as they come."""
+        self._put_by_max = PUT_BY_MAX
+        self._token_end = EVENT_END
         self._stamps: array[int] = array("q")
         """Their stamps."""
         self.coalesced_count = 0
@@ -205,15 +213,16 @@ class Exchange:
     def take(self, data: bytes, stamp_ns: int) -> bool:
         """One read. True when the answer has ended, well or not.
 
-        While reads fit the template they are only put by, and looked at PUT_BY_MAX at a time: that keeps the loop's way
-        short and the parser's memory warm. A read that may be the end of the answer does not end like a token, however
-        the last chunk is written or cut (RFC 9112, section 7.1: it may have extensions and trailers).
+        Reads that end like a token are only put by, and looked at many at a time: that keeps the loop's way short, also
+        when the first tokens of many answers come at once, and the parser's memory warm. A read that may be the end of
+        the answer does not end like a token, however the last chunk is written or cut (RFC 9112, section 7.1: it may
+        have extensions and trailers).
         """
         put_by = self._put_by
-        if put_by is not None and data.endswith(self._tail):
+        if put_by is not None and data.endswith(self._token_end):
             put_by.append(data)
             self._stamps.append(stamp_ns)
-            return len(put_by) >= PUT_BY_MAX and self.catch_up()
+            return len(put_by) >= self._put_by_max and self.catch_up()
         if put_by and self.catch_up():
             return True
         return self._take_any(data, stamp_ns)
@@ -224,6 +233,7 @@ class Exchange:
         if not reads:
             return False
         self._put_by, self._stamps = [], array("q")
+        self._put_by_max = PUT_BY_MAX - (self.row.request_id + len(self.chunk_ns)) % PUT_BY_SPREAD
         append = self.chunk_ns.append
         known, tail = self._heads, self._tail
         for data, stamp_ns in zip(reads, stamps, strict=True):
@@ -240,6 +250,11 @@ class Exchange:
                 return True
             known, tail = self._heads, self._tail
         return False
+
+    @property
+    def unread(self) -> bool:
+        """Whether a first token may have come that nobody has looked at."""
+        return self.first_token_ns is None and len(self._stamps) > 0
 
     @property
     def tokens_seen(self) -> int:
@@ -319,8 +334,10 @@ class Exchange:
         ended = self.complete or self.status is not None
         if self._heads is None or ended:
             self._put_by = None
-        elif self._put_by is None:
-            self._put_by = []
+        else:
+            self._token_end = self._tail
+            if self._put_by is None:
+                self._put_by = []
         return ended
 
     def _feed(self, data: bytes) -> None:

@@ -26,6 +26,7 @@ from pinchpoint.load.issuer import Issuer
 from pinchpoint.load.messages import Calibration, Hello, Outcome, Pending, StepOrder, Update, WorkerConfig
 from pinchpoint.model import ERROR_STATUSES, RECORD_COLUMNS, SAMPLE_COLUMNS
 from pinchpoint.rundir import PartWriter
+from pinchpoint.schedule import ScheduledRequest
 from pinchpoint.targets.openai import OpenAITarget
 
 PUBLISH_PERIOD_NS = NS_PER_S // 10
@@ -34,6 +35,7 @@ WRITE_ROOM_NS = 5_000_000
 """A write takes a few milliseconds: it waits for a gap of this length between due instants, at most a second."""
 REALTIME_PRIORITY = 1
 """The lowest of SCHED_FIFO: above everything ordinary, below the kernel's own threads that run at 50."""
+REHEARSED_TOKENS = 100
 FAILED = frozenset((*ERROR_STATUSES, "timeout"))
 
 
@@ -80,6 +82,7 @@ class _Worker:
         self._busy_ratio = 0.0
 
     def run(self) -> None:
+        self._rehearse()
         self._pipe.send(self._settle_in())
         self._issuer.listen(self._pipe.fileno())
         gc.collect()
@@ -120,6 +123,14 @@ class _Worker:
             self._records.close()
             self._samples.close()
             self._issuer.close()
+
+    def _rehearse(self) -> None:
+        """Does once what would else be slow the first time, under load: the first prompt, the first row, a sample."""
+        self._config.prompts.write(0, REHEARSED_TOKENS)
+        row = ScheduledRequest(0, 0, 0, 0, 0, 0, 0, 0)
+        self._records.rehearse(self._row_of(Exchange(row, 0, self._target), None, 0, None))
+        self._samples.rehearse((0, 0, "client", "", "", "", 0.0))
+        self._health.read()
 
     def _settle_in(self) -> Hello:
         """Takes the core and the priority that the plan wants, as far as the system lets it."""
@@ -263,49 +274,7 @@ class _Worker:
         usage = exchange.usage
         output_tokens = usage.output_tokens if usage and usage.output_tokens is not None else chunks
         last_token_ns = chunk_ns[-1] if chunks else None
-        answered = exchange.bytes_in > 0
-        row = exchange.row
-        self._rows.append(
-            (
-                row.request_id,
-                exchange.stage,
-                self._config.index,
-                exchange.scheduled_ns,
-                exchange.sent_ns,
-                exchange.connect_ns,
-                exchange.tls_ns,
-                exchange.connected_ns,
-                exchange.headers_ns,
-                exchange.first_byte_ns,
-                exchange.first_token_ns,
-                exchange.first_content_ns,
-                last_token_ns,
-                exchange.end_ns,
-                chunk_ns,
-                tokens_per_chunk(chunks, output_tokens),
-                exchange.coalesced_count,
-                source(exchange),
-                exchange.stamp_error_ns + exchange.first_token_error_ns if answered else None,
-                exchange.stamp_error_ns + exchange.coalesced_error_ns if answered else None,
-                usage.input_tokens if usage else None,
-                output_tokens,
-                usage.cached_tokens if usage else None,
-                usage.reasoning_tokens if usage else None,
-                "usage" if usage else "events",
-                row.input_tokens,
-                row.max_output_tokens,
-                exchange.bytes_in,
-                exchange.http_status,
-                exchange.status,
-                error,
-                exchange.finish_reason,
-                exchange.retry_after_s,
-                exchange.connection_id,
-                exchange.phase,
-                exchange.attempts,
-                exchange.backend if len(self._config.endpoints) > 1 else None,
-            )
-        )
+        self._rows.append(self._row_of(exchange, error, output_tokens, last_token_ns))
         first_ns = exchange.first_token_ns
         gaps = output_tokens - 1
         ttft_s = (first_ns - exchange.scheduled_ns) / NS_PER_S if first_ns else None
@@ -314,6 +283,52 @@ class _Worker:
             self._outcomes.append(_outcome(exchange, error, output_tokens, ttft_s, tpot_s))
         elif ttft_s is not None:
             self._latencies.append((ttft_s, tpot_s if tpot_s is not None else float("nan")))
+
+    def _row_of(
+        self, exchange: Exchange, error: str | None, output_tokens: int, last_token_ns: int | None
+    ) -> tuple[Any, ...]:
+        """In the order of model.RECORD_COLUMNS."""
+        row, usage, chunk_ns = exchange.row, exchange.usage, exchange.chunk_ns
+        chunks, answered = len(chunk_ns), exchange.bytes_in > 0
+        return (
+            row.request_id,
+            exchange.stage,
+            self._config.index,
+            exchange.scheduled_ns,
+            exchange.sent_ns,
+            exchange.connect_ns,
+            exchange.tls_ns,
+            exchange.connected_ns,
+            exchange.headers_ns,
+            exchange.first_byte_ns,
+            exchange.first_token_ns,
+            exchange.first_content_ns,
+            last_token_ns,
+            exchange.end_ns,
+            chunk_ns,
+            tokens_per_chunk(chunks, output_tokens),
+            exchange.coalesced_count,
+            source(exchange),
+            exchange.stamp_error_ns + exchange.first_token_error_ns if answered else None,
+            exchange.stamp_error_ns + exchange.coalesced_error_ns if answered else None,
+            usage.input_tokens if usage else None,
+            output_tokens,
+            usage.cached_tokens if usage else None,
+            usage.reasoning_tokens if usage else None,
+            "usage" if usage else "events",
+            row.input_tokens,
+            row.max_output_tokens,
+            exchange.bytes_in,
+            exchange.http_status,
+            exchange.status,
+            error,
+            exchange.finish_reason,
+            exchange.retry_after_s,
+            exchange.connection_id,
+            exchange.phase,
+            exchange.attempts,
+            exchange.backend if len(self._config.endpoints) > 1 else None,
+        )
 
 
 def source(exchange: Exchange) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from pinchpoint.targets.sse import SseParser
-from pinchpoint.targets.template import cut
+from pinchpoint.targets.template import cut, is_plain
 
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
@@ -59,6 +59,7 @@ class OpenAITarget:
         self.path = path
         self.stream = stream
         self._chat = path.endswith("/chat/completions")
+        self._last_template = (b"", b"")
         self._fixed: dict[str, Any] = {"model": model, "stream": stream, **EXTRA_BODY.get(engine, {})}
         if stream and usage:
             self._fixed["stream_options"] = {"include_usage": True}
@@ -79,10 +80,20 @@ class OpenAITarget:
     def parse_answer(body: bytes) -> Chunk:
         return parse_answer(body)
 
-    @staticmethod
-    def template(event: bytes) -> tuple[bytes, bytes] | None:
+    def template(self, event: bytes) -> tuple[bytes, bytes] | None:
         """See targets.template: the bytes of a whole event around its text, when the text is all it says."""
-        return cut(event, _is_text)
+        before, behind = self._last_template
+        if (
+            before
+            and event.startswith(before)
+            and event.endswith(behind)
+            and is_plain(event[len(before) : -len(behind)])
+        ):
+            return before, behind  # a service that does not number its answers
+        found = cut(event, _is_text)
+        if found is not None:
+            self._last_template = found
+        return found
 
 
 class _Function(msgspec.Struct):

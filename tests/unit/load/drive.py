@@ -91,7 +91,7 @@ class NumberTarget(OpenAITarget):
         return self.bodies.get(int(prompt)) or b'{"n":%s,"max_tokens":%d}' % (prompt.encode(), max_output_tokens)
 
     def template(self, event: bytes) -> tuple[bytes, bytes] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return None if self._long_way else OpenAITarget.template(event)
+        return None if self._long_way else super().template(event)
 
 
 TARGET = NumberTarget()

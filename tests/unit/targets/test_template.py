@@ -182,7 +182,7 @@ def test_most_tokens_take_the_short_way() -> None:
     ],
 )
 def test_an_event_that_says_more_than_text_is_no_template(one: bytes) -> None:
-    assert OpenAITarget.template(one) is None
+    assert OpenAITarget("/v1/chat/completions", "m", "unknown").template(one) is None
 
 
 @given(st.binary(max_size=12))
