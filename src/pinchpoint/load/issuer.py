@@ -74,9 +74,10 @@ STALE_WINDOW_NS = NS_PER_S
 """A close that was already under way when the request went out arrives within one round trip; a second is ample."""
 FIRST_TOKENS_AT_ONCE = 4
 """A third of a millisecond of work: headers, and the search for a template."""
-FOLLOW_NS = 300_000
-ISSUE_AT_ONCE = 16
-"""About a millisecond of work."""
+FOLLOW_NS = 150_000
+"""So long at most a closed loop's user waits behind the ends of others for the next request to leave."""
+ISSUE_AT_ONCE = 8
+"""About half a millisecond of work."""
 FAILURE_PAUSE_NS = NS_PER_S // 10
 """A user whose connection failed waits so long before the next request: a service that refuses at once would else be
 asked as often as the loop can turn."""
