@@ -708,7 +708,11 @@ LONGER = Timeouts(connect_s=2.0, first_token_s=2.0, between_tokens_s=1.0, total_
 
 def test_all_bad_answers_at_once_are_named_rightly_and_disturb_no_other_stream() -> None:
     scripts = [script_of(case) for case in TOGETHER]
-    with EvilServer(lambda number: scripts[number](number)) as server, driver(server.url, LONGER) as loop:
+    # Each request has a connection of its own, so that the scripts meet the requests in their order.
+    with (
+        EvilServer(lambda number: scripts[number](number)) as server,
+        driver(server.url, LONGER, new_connections=True) as loop,
+    ):
         good = loop.send()
         loop.until(lambda: loop.tokens(good) > 0)
         numbers = [loop.send() for _ in TOGETHER]

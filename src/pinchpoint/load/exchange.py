@@ -236,7 +236,10 @@ class Exchange:
         self._put_by_max = PUT_BY_MAX - (self.row.request_id + len(self.chunk_ns)) % PUT_BY_SPREAD
         append = self.chunk_ns.append
         known, tail = self._heads, self._tail
-        for data, stamp_ns in zip(reads, stamps, strict=True):
+        last_ns = self._latest_ns or 0
+        for data, read_ns in zip(reads, stamps, strict=True):
+            # Two reads of one segment have one stamp, and the clock's offset may have been measured anew between them.
+            stamp_ns = last_ns = read_ns if read_ns > last_ns else last_ns
             if known is not None:
                 head = known.get(len(data)) or self._head_of(len(data))
                 if data.startswith(head) and data.endswith(tail):
@@ -310,6 +313,7 @@ class Exchange:
         self.reads += 1
         self.bytes_in += len(data)
         previous_ns = self._latest_ns or stamp_ns
+        stamp_ns = max(stamp_ns, previous_ns)
         self._last_stamp_ns = self._stamp_ns = stamp_ns
         self._events_in_read = 0
         was_open = self._at_boundary

@@ -607,6 +607,7 @@ class Issuer:
             return
         if connection.state == "open" and not isinstance(error, ssl.SSLError):
             self._read_rest(connection, exchange)
+        exchange.catch_up()
         if not exchange.complete:
             if error.errno in (errno.ECONNRESET, errno.EPIPE) and self._resend_stale(connection, exchange):
                 return

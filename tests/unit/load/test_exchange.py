@@ -192,3 +192,15 @@ def test_the_first_failure_is_the_one_that_is_told() -> None:
     exchange.fail("transport_error", "second", "headers")
     exchange.closed(99)
     assert (exchange.status, exchange.error, exchange.phase) == ("timeout", "first", "total")
+
+
+@given(st.lists(st.integers(0, 1000), min_size=1, max_size=200))
+def test_stamps_never_go_back_when_the_clocks_offset_is_measured_anew(stamps_ns: list[int]) -> None:
+    exchange = Exchange(request(1), 0, TARGET)
+    exchange.take(STREAM_HEAD, 500)
+    for stamp_ns in stamps_ns:
+        exchange.take(chunk(event("a")), stamp_ns)
+    exchange.catch_up()
+    assert len(exchange.chunk_ns) == len(stamps_ns)
+    assert list(exchange.chunk_ns) == sorted(exchange.chunk_ns)
+    assert exchange.chunk_ns[0] >= 500
