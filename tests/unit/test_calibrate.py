@@ -109,7 +109,7 @@ def test_an_estimate_knows_all_that_a_plan_is_held_against() -> None:
 def brief(monkeypatch: pytest.MonkeyPatch) -> float:
     """A budget far too small for true numbers, enough for each of them to be there."""
     monkeypatch.setattr(module, "MIN_BUDGET_S", 0.1)
-    return 1.0
+    return 3.0
 
 
 def test_a_calibration_measures_everything_and_is_kept_for_this_host(cache: Path, brief: float) -> None:
