@@ -49,6 +49,9 @@ SAMPLE_LENGTH_MAX = 160
 MS_PER_S = 1e3
 US_PER_S = 1e6
 
+RETRIES = "retries"
+RESENDS = "sent again, their kept connection was closed"
+
 
 def render_load(
     answer: LoadAnswer, width: int = WIDTH_DEFAULT, *, paths: Mapping[str, object] | None = None
@@ -143,7 +146,8 @@ def _load(answer: LoadAnswer) -> RenderableType:
         "lost": total.lost,
         "gave up": total.abandoned,
         "withdrawn at the end": total.cancelled,
-        "retries": total.retries,
+        # Without retries in the plan, only a request that met a closed connection is sent again (RFC 9112, 9.3.1).
+        RETRIES if answer.manifest.plan.get("retries") else RESENDS: total.retries,
     }
     told = [f"{format_count(n)} {what}" for what, n in others.items() if n]
     if told:
