@@ -478,7 +478,7 @@ class Issuer:
             head = b"%s%d\r\n\r\n" % (head, len(body))
         if exchange.sent_ns is None:
             exchange.sent_ns = monotonic_ns()
-        if connection.requests > 1:
+        if exchange.connect_ns is None:
             self._waiting[connection.fd] = (exchange, body)  # should the kept connection turn out to be closed
         try:
             connection.send(head + body)
@@ -589,7 +589,7 @@ class Issuer:
         counting from the scheduled instant and the attempt is counted, so nothing is hidden. A service that closes
         later than such a race can last has failed, and asking it again would double the load.
         """
-        if connection.requests < 2 or exchange.bytes_in or exchange.sent_ns is None:
+        if exchange.connect_ns is not None or exchange.bytes_in or exchange.sent_ns is None:
             return False
         waiting = self._waiting.get(connection.fd)
         if waiting is None or monotonic_ns() - exchange.sent_ns > STALE_WINDOW_NS:
