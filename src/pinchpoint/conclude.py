@@ -12,7 +12,7 @@ from pinchpoint.diagnose.features import Features
 from pinchpoint.errors import EXIT_OK, EXIT_UNREACHABLE, EXIT_UNSUPPORTED, UsageError
 from pinchpoint.judge import judge
 from pinchpoint.measure import measure
-from pinchpoint.model import Slo, Verdict
+from pinchpoint.model import Slo, ValidityReason, Verdict
 from pinchpoint.outcomes import read_outcomes
 from pinchpoint.report.html import write_html
 from pinchpoint.report.json import verdict_json
@@ -50,7 +50,11 @@ def judge_load(path: Path) -> tuple[LoadAnswer, int]:
     outcomes = read_outcomes(view)
     results = tuple(view.stage_result(stage, ()) for stage in view.stages)
     validity, reasons = check(Features(view, (), results))
-    answer = LoadAnswer(view.manifest, validity, reasons, measure(view, outcomes), delivered(view, outcomes))
+    result = measure(view, outcomes)
+    if not result.total.completed:
+        nothing = ValidityReason("completed", "invalid", "no request was completed, so no latency was measured")
+        validity, reasons = "INVALID", (nothing, *reasons)
+    answer = LoadAnswer(view.manifest, validity, reasons, result, delivered(view, outcomes))
     total = answer.result.total
     unreached = sum(n for kind, n in total.errors.items() if kind in UNREACHED)
     if total.offered and unreached == total.offered:

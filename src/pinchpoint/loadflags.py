@@ -46,7 +46,10 @@ def load_plan(
     if plan_file is not None:
         if stage is not None or any(text is not None for text in (requests, duration, arrivals, think)):
             raise UsageError("the plan says what to send; leave out --rate, --concurrency and what belongs to them")
-        return read_plan(plan_file, values)
+        plan = read_plan(plan_file, values)
+        if values.get("url", plan.url) != plan.url:
+            raise UsageError(f"{plan_file} is for {plan.url}; leave out the URL, or take the plan's url away")
+        return plan
     if "url" not in values:
         raise UsageError("give the URL of the service, such as http://127.0.0.1:8000, or a plan with --plan")
     if stage is None:

@@ -365,6 +365,10 @@ def build_plan(values: dict[str, Any], where: str = "the command line") -> Plan:
             any(_names_a_user(url) for url in (plan.url, *(backend.url for backend in plan.backends))),
             "the URL holds a user or key, which would end up in logs; use --api-key-env or --api-key-file instead",
         ),
+        (
+            any("?" in url or "#" in url for url in (plan.url, *(backend.url for backend in plan.backends))),
+            "the URL holds a query, which may be a key and would be stored; give the base URL alone",
+        ),
         (bool(plan.api_key_env and plan.api_key_file), "give api_key_env or api_key_file, not both"),
     ]
     for i, stage in enumerate(plan.stages):
