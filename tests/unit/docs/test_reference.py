@@ -4,6 +4,7 @@ import importlib.util
 import re
 import sys
 import tomllib
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -11,15 +12,18 @@ from types import ModuleType
 import msgspec
 import pytest
 
-from pinchpoint import errors, model, plan
+from pinchpoint import delivered, errors, measure, model, plan
 from pinchpoint.capacity import CONFIDENCE
 from pinchpoint.catalog import load_catalog
 from pinchpoint.cli import app
 from pinchpoint.diagnose.rule import load_rules
 from pinchpoint.lab.faults import FAULTS
+from pinchpoint.report import load_answer
 from pinchpoint.report.text import LABELS
 from pinchpoint.stats import MIN_COUNT_FOR_QUANTILE, SequentialBinomial
+from pinchpoint.workload.arrivals import Arrivals
 from pinchpoint.workload.lengths import presets
+from pinchpoint.workload.schedule import check_stages
 
 ROOT = Path(__file__).parents[3]
 REFERENCE = ROOT / "docs" / "reference"
@@ -61,11 +65,45 @@ def test_every_verb_has_its_help_in_the_reference() -> None:
         assert f"## pinchpoint {' '.join(path)}\n" in page
 
 
-@pytest.mark.parametrize("struct", [plan.Plan, plan.WorkloadSpec, plan.OpenStage, plan.ClosedStage])
-def test_every_plan_key_is_in_the_reference(struct: type[msgspec.Struct]) -> None:
-    page = text_of("plan.md")
+STAGE_KINDS = typing.get_args(plan.StageSpec)
+
+
+def section(page: str, heading: str) -> str:
+    """From a heading to the next one of any level."""
+    _, found, rest = page.partition(f"\n{heading}\n")
+    assert found, f"there is no section {heading!r}"
+    return re.split(r"^#+ ", rest, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+@pytest.mark.parametrize(
+    ("struct", "heading"),
+    [
+        (plan.Plan, "## Keys"),
+        (plan.WorkloadSpec, "## workload"),
+        (plan.Transport, "## transport"),
+        (plan.Backend, "## backends"),
+        *((kind, f"### {kind.__struct_config__.tag}") for kind in STAGE_KINDS),
+    ],
+)
+def test_every_plan_key_is_in_its_section_of_the_reference(struct: type[msgspec.Struct], heading: str) -> None:
+    text = section(text_of("plan.md"), heading)
     for key in struct.__struct_fields__:
-        assert f"| `{key}` |" in page
+        assert f"| `{key}` |" in text
+
+
+def test_every_spelling_with_a_unit_stands_beside_its_key() -> None:
+    page = text_of("plan.md")
+    for short, key in {**plan._DURATIONS, **plan._RATES, **plan._STAGE_DURATIONS, **plan._STAGE_RATES}.items():
+        assert f"| `{key}` | `{short}` |" in page
+
+
+def test_every_law_of_arrivals_durations_and_counts_is_explained() -> None:
+    laws = section(text_of("plan.md"), "## Laws")
+    source = (ROOT / "src" / "pinchpoint" / "workload" / "durations.py").read_text()
+    kinds = {*typing.get_args(typing.get_type_hints(Arrivals)["kind"]), *re.findall(r'case \(?"([a-z]+)"', source)}
+    assert {"poisson", "lognormal", "geometric"} <= kinds
+    for kind in kinds:
+        assert f"`{kind}" in laws
 
 
 def test_every_series_is_in_the_reference_with_its_unit() -> None:
@@ -108,8 +146,9 @@ def test_every_column_is_in_the_reference() -> None:
 
 def test_every_status_of_a_request_and_every_event_is_explained() -> None:
     kinds = set(re.findall(r'on_event\(\s*"([a-z-]+)"', SOURCE))
-    assert {"stage", "slos"} <= kinds
-    for page, names in (("statuses.md", model.STATUSES), ("run-directory.md", kinds)):
+    assert {"stage", "slos", "host-limits"} <= kinds
+    waits = model.Phase.__args__
+    for page, names in (("statuses.md", (*model.STATUSES, *waits)), ("run-directory.md", kinds)):
         for name in names:
             assert f"| `{name}` |" in text_of(page)
 
@@ -122,6 +161,32 @@ def test_every_json_schema_name_is_in_the_reference() -> None:
         assert f"## {name}\n" in page
 
 
+def structs_in(kind: typing.Any) -> Iterator[type[msgspec.Struct]]:
+    """The structs that a type is made of, itself included."""
+    if isinstance(kind, type) and issubclass(kind, msgspec.Struct):
+        yield kind
+        inner = typing.get_type_hints(kind).values()
+    else:
+        inner = typing.get_args(kind)
+    for one in inner:
+        yield from structs_in(one)
+
+
+def test_every_field_and_metric_of_a_plain_load_is_in_the_reference() -> None:
+    page = text_of("json.md").partition("\n## pinchpoint.load/1\n")[2].partition("\n## ")[0]
+    found = {*structs_in(measure.LoadResult), *structs_in(delivered.Delivery)} - {measure.LoadResult}
+    assert {"Tally", "Metric", "PerSecond", "Lengths"} <= {struct.__name__ for struct in found}
+    for struct in found:
+        heading = "### Stage of a load" if struct is measure.StageLoad else f"### {struct.__name__}"
+        text = section(page, heading)
+        for name in struct.__struct_fields__:
+            assert f"| `{name}` |" in text or name == "tally"
+    for name in make_reference.literal_keys(load_answer, "load_json"):
+        assert f"| `{name}` |" in page
+    for name in make_reference.literal_keys(measure, "_metrics"):
+        assert f"| `{name}` |" in section(text_of("metrics.md"), "## Plain loads")
+
+
 def test_every_exit_code_is_in_the_reference() -> None:
     codes = [value for name, value in vars(errors).items() if name.startswith("EXIT_")]
     for code in codes:
@@ -130,11 +195,9 @@ def test_every_exit_code_is_in_the_reference() -> None:
 
 def test_every_check_of_the_measurement_is_explained() -> None:
     page = (ROOT / "docs" / "explanation" / "diagnosis.md").read_text()
-    source = "".join(
-        (ROOT / "src/pinchpoint/diagnose" / name).read_text() for name in ("check.py", "check_workload.py")
-    )
+    source = "".join(path.read_text() for path in sorted((ROOT / "src/pinchpoint/diagnose").glob("check*.py")))
     names = set(re.findall(r'ValidityReason\(\s*"([a-z-]+)"', source)) - {"measured"}
-    assert "send-lag" in names and "prefix-cache" in names
+    assert {"send-lag", "prefix-cache", "loop-stall"} <= names
     for name in names:
         assert f"| `{name}` |" in page
 
@@ -148,7 +211,7 @@ def test_price_of_a_percentile_is_what_the_test_asks_for() -> None:
 
 def test_requests_that_a_quantile_needs_are_those_of_the_code() -> None:
     page = text_of("metrics.md")
-    for q, name in ((0.5, "p50"), (0.9, "p90"), (0.95, "p95"), (0.99, "p99")):
+    for q, name in ((0.5, "p50"), (0.9, "p90"), (0.95, "p95"), (0.99, "p99"), (0.999, "p99.9")):
         assert f"| {name} | {MIN_COUNT_FOR_QUANTILE[q]} |" in page
 
 
@@ -162,6 +225,16 @@ def test_example_plan_is_a_plan_and_the_one_that_is_shown() -> None:
     shown = re.search(r"```toml\n(.*?)```", text_of("plan.md"), re.DOTALL)
     assert shown is not None
     assert tomllib.loads(shown[1]) == tomllib.loads(path.read_text())
+
+
+def test_the_example_of_stages_has_every_kind_and_can_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # traces are named from the top of the repository
+    asked = plan.read_plan(Path("examples/stages.toml"), {})
+    check_stages(asked)
+    assert [type(stage) for stage in asked.stages] == list(STAGE_KINDS)
+    table = (ROOT / "docs" / "how-to" / "fixed-stages.md").read_text()
+    for kind in STAGE_KINDS:
+        assert f"| `{kind.__struct_config__.tag}` |" in table
 
 
 def commands(path: Path) -> Iterator[str]:
