@@ -21,7 +21,7 @@ from pinchpoint import __version__
 from pinchpoint.errors import PinchpointError, UsageError
 from pinchpoint.load.cgroup import usable_cores
 from pinchpoint.load.health import local_ports
-from pinchpoint.load.issuer import RESERVED_FILES, raise_file_limit
+from pinchpoint.load.pool import RESERVED_FILES, raise_file_limit
 from pinchpoint.load.trial import (
     NullTarget,
     StampTarget,

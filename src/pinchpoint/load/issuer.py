@@ -10,9 +10,7 @@ The loop knows nothing of files, processes or statistics: finished exchanges go 
 import contextlib
 import errno
 import random
-import resource
 import select
-import socket
 import ssl
 import time
 from collections import deque
@@ -21,47 +19,32 @@ from typing import Protocol
 
 from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.load.backlog import Backlog, Slot
+from pinchpoint.load.deadlines import Deadlines
 from pinchpoint.load.exchange import Exchange, Reader
+from pinchpoint.load.gathering import CALM_NS, EVENTS_MAX, Gathering
 from pinchpoint.load.messages import Habits, Prompts
+from pinchpoint.load.pool import READS, Pool
 from pinchpoint.load.timer import AbsoluteTimer
 from pinchpoint.load.wire import (
     ANCILLARY_BYTES,
     OURS,
     READ_BYTES,
-    SO_TIMESTAMPNS,
     STEP_NS,
     Connection,
     Endpoint,
     WallOffset,
     explain,
+    stamping_socket,
     unpack_timespec,
 )
-from pinchpoint.schedule import NEVER, Schedule, ScheduledRequest, Slots
+from pinchpoint.schedule import Schedule, ScheduledRequest, Slots
 
 WALL_REFRESH_NS = NS_PER_S // 10
 EXPIRE_PERIOD_NS = NS_PER_S // 20
 """Deadlines are looked at this often, and at the instant of the next one that is known."""
 WRITE_AHEAD_PERIOD_NS = 1_000_000
-NAP_MAX_NS = 2_000_000
-"""Waking up costs several times what reading a token does, tokens of a batch come in bursts, and the kernel's stamps do
-not mind when they are read: so with many streams the loop lets tokens gather for a moment before it looks. No request
-is sent later for it: there is no nap shortly before one is due, while a connection opens, or shortly after an answer
-has ended, when a closed loop may want its next answer soon."""
-NAP_MIN_NS = 500_000
-"""A shorter one costs more than it saves."""
-NAP_GAP_RATIO = 0.2
-"""Of the mean time between two tokens of one stream: so long a nap does not put two of them into one read."""
-NAP_EVENTS_PER_S = 1000
-"""With fewer, being awake for each costs a few hundredths of a core."""
-NAP_CALM_NS = 5_000_000
-"""Without an end for so long, answers are streams that last: those of a fast service end all the time."""
-NAP_WINDOW_NS = NS_PER_S // 20
-NAP_EVENTS_MAX = 32
-"""With more at once there is nothing to gain, and the loop has work enough."""
 TIMER_NET_S = 0.002
 """epoll's own timeout ends so much after the timer's instant: a net below it, should it be missed."""
-RESERVED_FILES = 64
-"""Descriptors left for everything that is not a load connection."""
 OWN_HEADERS = (
     ("Content-Type", "application/json"),
     ("Accept", "text/event-stream, application/json"),
@@ -84,8 +67,6 @@ asked as often as the loop can turn."""
 RETRY_BASE_S = 0.1
 """First pause before another attempt where the service names none; doubled each time, and half of it is random."""
 RETRY_AFTER_MAX_S = 30.0
-_PLAIN_READ = select.EPOLLIN
-_BOTH = select.EPOLLIN | select.EPOLLOUT
 
 
 class Target(Reader, Protocol):
@@ -107,37 +88,21 @@ class Issuer:
         habits: Habits = Habits(),  # noqa: B008 - frozen
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._endpoints = tuple(endpoints)
         self._target = target
         self._prompts = prompts
         self._on_done = on_done
-        self._tls = tls
         self._habits = habits
-        timeouts = habits.timeouts
-        self._connect_ns = int(timeouts.connect_s * NS_PER_S)
-        self._first_token_ns = int(timeouts.first_token_s * NS_PER_S) if timeouts.first_token_s else None
-        self._between_ns = int(timeouts.between_tokens_s * NS_PER_S) if timeouts.between_tokens_s else None
-        self._total_ns = int(timeouts.total_s * NS_PER_S)
-        self._only_total = self._first_token_ns is None and self._between_ns is None
-        self._heads = [self._head(endpoint) for endpoint in self._endpoints]
-        self._turn_of_backend = _WeightedTurns([endpoint.weight for endpoint in self._endpoints])
+        self._deadlines = Deadlines(habits.timeouts)
+        self._heads = [self._head(endpoint) for endpoint in endpoints]
         self._backlog = Backlog(self._write)
         self._epoll = select.epoll()
         self._timer = AbsoluteTimer()
         if self._timer.fd is not None:
             self._epoll.register(self._timer.fd, select.EPOLLIN)
         self._wall = WallOffset()
-        self._connections: dict[int, Connection] = {}
-        self._idle: list[dict[Connection, None]] = [{} for _ in self._endpoints]
-        """Per backend the connections that are free, the one used last at the end: it is taken first."""
-        self._kept: dict[int, Connection] = {}
-        """session_id -> the connection that waits for its next turn."""
-        self._backend_of: dict[int, int] = {}
-        """session_id -> backend, while the session lasts."""
+        self._pool = Pool(endpoints, tls, self._epoll)
         self._unread: deque[Exchange] = deque()
         """Answers whose first tokens were put by and not looked at."""
-        self._opening: set[int] = set()
-        """fds of connections that are not open yet."""
         self._waiting: dict[int, tuple[Exchange, bytes]] = {}
         """fd -> request whose bytes go out once its connection is open."""
         self._again: list[tuple[int, Exchange]] = []
@@ -145,28 +110,20 @@ class Issuer:
         self._bodies: dict[int, bytes] = {}
         """request_id -> body, where a further attempt is possible."""
         self._random = random.Random(0)
-        self._numbers = 0
         self._next_wall_ns = self._next_expire_ns = self._next_ahead_ns = 0
-        self._limit_connections = raise_file_limit() - RESERVED_FILES
         self.poll_ns = 0
         """Time spent waiting in epoll: wall time minus this is how busy the loop is."""
         self.stall_ns = 0
         """Longest time lately that the loop could not look at its sockets, or woke up late."""
         self._left_poll_ns = monotonic_ns()
-        self._nap_ns = 0
-        """How long the loop lets tokens gather; 0: not at all."""
-        self._events = 0
-        self._events_since_ns = monotonic_ns()
-        self._last_end_ns = 0
-        """When a request ended last."""
+        self._gathering = Gathering(monotonic_ns())
         self._changed = False
         """Something has ended or failed, so other things may be due than before."""
         self.called = False
         self.issued = 0
         self.in_flight: dict[int, Exchange] = {}
         """request_id -> exchange."""
-        # The kernel switches stamping on with the first socket that asks for it, and a few packets late.
-        self._stamp_guard = _stamping_socket()
+        self._stamp_guard = stamping_socket()
 
     @property
     def wall(self) -> WallOffset:
@@ -186,7 +143,7 @@ class Issuer:
 
     @property
     def connections(self) -> int:
-        return len(self._connections)
+        return len(self._pool)
 
     def start(self, t0_ns: int, schedule: Schedule, slots: Slots | None = None, duration_ns: int | None = None) -> None:
         """Adds a step, or more sessions to one that was added before (then without slots).
@@ -194,16 +151,16 @@ class Issuer:
         duration_ns: nothing of the step is sent from then on; None: until its schedule is used up.
         """
         self._backlog.add(t0_ns, schedule, slots, monotonic_ns(), duration_ns)
-        self._warm_up(len(slots.start_ns) if slots is not None else 0)
+        if not self._habits.new_connections:  # one for each user at least
+            self._pool.warm_up(max(self._habits.warm_connections, len(slots.start_ns) if slots is not None else 0))
 
     def stop_issue(self) -> None:
-        """Forgets what is not yet due; what is overdue has been issued before (the loop never leaves it waiting)."""
+        """Forgets what is not yet due; what was due already is sent first."""
+        now_ns = monotonic_ns()
+        while self._backlog.next_ns is not None and self._backlog.next_ns <= now_ns:
+            self._issue_due(now_ns)
         self._backlog.clear()
-        for connection in self._kept.values():  # their sessions do not go on
-            connection.session = None
-            self._idle[connection.backend][connection] = None
-        self._kept.clear()
-        self._backend_of.clear()
+        self._pool.end_all_sessions()
         for _, exchange in self._again:
             exchange.fail("cancelled", "the step ended before another attempt was due")
             self._done(exchange)
@@ -250,7 +207,7 @@ class Issuer:
             self._next_wall_ns = after_ns + WALL_REFRESH_NS
         if after_ns >= self._next_expire_ns:
             self._expire(after_ns)
-            self._choose_nap(after_ns)
+            self._gathering.choose(after_ns, len(self.in_flight))
 
     def _issue_due(self, now_ns: int) -> None:
         """Issues what was due by then, but only so many before the sockets are looked at again: a crowd of requests
@@ -293,18 +250,18 @@ class Issuer:
             self.stall_ns = now_ns - self._left_poll_ns
         events = self._epoll.poll(timeout_s)
         after_ns = monotonic_ns()
-        nap_ns = self._nap_ns
+        gathering = self._gathering
         if (
-            nap_ns
-            and len(events) < NAP_EVENTS_MAX
-            and wake_ns - after_ns > 2 * nap_ns
-            and after_ns - self._last_end_ns > NAP_CALM_NS
-            and not self._opening
+            gathering.nap_ns
+            and len(events) < EVENTS_MAX
+            and wake_ns - after_ns > 2 * gathering.nap_ns
+            and after_ns - gathering.last_end_ns > CALM_NS
+            and not self._pool.opening
         ):
-            time.sleep(nap_ns / NS_PER_S)
+            time.sleep(gathering.nap_ns / NS_PER_S)
             events = self._epoll.poll(0)
             after_ns = monotonic_ns()
-        self._events += len(events)
+        gathering.events += len(events)
         self._left_poll_ns = after_ns
         self.poll_ns += after_ns - now_ns
         if after_ns - wake_ns > self.stall_ns and wake_ns > now_ns:
@@ -313,7 +270,7 @@ class Issuer:
         if not -STEP_NS < time.time_ns() - after_ns - wall.offset_ns < STEP_NS:
             wall.notice_step()
         offset_ns = wall.offset_ns
-        connections = self._connections
+        connections = self._pool.by_fd
         issued_ns = after_ns
         for fd, mask in events:
             connection = connections.get(fd)
@@ -325,7 +282,7 @@ class Issuer:
                     self.called = True
                 continue
             exchange = connection.exchange
-            if mask != _PLAIN_READ or exchange is None or not connection.plain:
+            if mask != READS or exchange is None or not connection.plain:
                 self._handle(connection, mask)
                 continue
             try:
@@ -342,8 +299,8 @@ class Issuer:
             if exchange.take(data, seconds * NS_PER_S + nanoseconds - offset_ns):
                 self._finish(connection, exchange)
                 # Users who do not think are not kept waiting until the ends of all others have been dealt with.
-                if self._last_end_ns - issued_ns > FOLLOW_NS:
-                    issued_ns = self._last_end_ns
+                if gathering.last_end_ns - issued_ns > FOLLOW_NS:
+                    issued_ns = gathering.last_end_ns
                     self._issue_due(issued_ns)
         return after_ns
 
@@ -357,7 +314,7 @@ class Issuer:
         self._left_poll_ns = monotonic_ns()
 
     def close(self) -> None:
-        for connection in list(self._connections.values()):
+        for connection in list(self._pool.by_fd.values()):
             self._drop(connection)
         self._epoll.close()
         self._timer.close()
@@ -379,58 +336,25 @@ class Issuer:
     def _write(self, row: ScheduledRequest) -> bytes:
         return self._target.build(self._prompts.write(row.request_id, row.input_tokens), row.max_output_tokens)
 
-    def _warm_up(self, users: int) -> None:
-        """Opens connections ahead, so that the first requests do not pay for them: one for each user at least."""
-        if self._habits.new_connections:
-            return
-        wanted = min(max(self._habits.warm_connections, users), self._limit_connections)
-        for _ in range(wanted - len(self._connections)):
-            self._numbers += 1
-            backend = self._turn_of_backend.next()
-            try:
-                connection = Connection(self._endpoints[backend], self._numbers, self._tls_of(backend), backend)
-            except OSError:
-                return  # the first request finds out, and says so
-            self._add(connection)
-
-    def _add(self, connection: Connection) -> None:
-        self._connections[connection.fd] = connection
-        self._opening.add(connection.fd)
-        self._epoll.register(connection.fd, _BOTH)
-
-    def _tls_of(self, backend: int) -> ssl.SSLContext | None:
-        return self._tls if self._endpoints[backend].tls else None
-
     def _issue(self, row: ScheduledRequest, body: bytes, due_ns: int, slot: Slot | None) -> None:
         exchange = Exchange(row, due_ns, self._target)
         exchange.slot = slot
-        exchange.backend = self._backend(row.session_id)
+        exchange.backend = self._pool.backend_of(row.session_id)
         self.issued += 1
         self.in_flight[row.request_id] = exchange
         if self._habits.retries:
             self._bodies[row.request_id] = body
         self._attempt(exchange, body)
 
-    def _backend(self, session_id: int) -> int:
-        if len(self._endpoints) == 1:
-            return 0
-        backend = self._backend_of.get(session_id)
-        if backend is None:
-            backend = self._backend_of[session_id] = self._turn_of_backend.next()
-        return backend
-
     def _attempt(self, exchange: Exchange, body: bytes) -> None:
         """Sends the request on a kept connection, or opens one for it."""
         exchange.attempts += 1
-        connection = self._kept.pop(exchange.row.session_id, None)
-        if connection is None and self._idle[exchange.backend]:
-            connection, _ = self._idle[exchange.backend].popitem()
+        connection = self._pool.take(exchange.row.session_id, exchange.backend)
         if connection is not None:
-            connection.session = None
             self._tie(connection, exchange)
             self._send(connection, exchange, body)
-        elif len(self._connections) >= self._limit_connections:
-            exchange.fail("dropped", f"this host allows {self._limit_connections} connections (ulimit -n)")
+        elif len(self._pool) >= self._pool.limit:
+            exchange.fail("dropped", f"this host allows {self._pool.limit} connections (ulimit -n)")
             self._done(exchange)
         else:
             self._open(exchange, body)
@@ -440,11 +364,9 @@ class Issuer:
         self._look_again(exchange, monotonic_ns())
 
     def _open(self, exchange: Exchange, body: bytes) -> None:
-        self._numbers += 1
-        backend = exchange.backend
         started_ns = monotonic_ns()
         try:
-            connection = Connection(self._endpoints[backend], self._numbers, self._tls_of(backend), backend)
+            connection = self._pool.open(exchange.backend)
         except OSError as error:
             exchange.end_ns = monotonic_ns()
             if error.errno in OURS:
@@ -461,7 +383,6 @@ class Issuer:
         exchange.connect_ns = started_ns
         self._tie(connection, exchange)
         self._waiting[connection.fd] = (exchange, body)
-        self._add(connection)
 
     def _send(self, connection: Connection, exchange: Exchange, body: bytes) -> None:
         exchange.connection_id = connection.number
@@ -485,14 +406,7 @@ class Issuer:
         except OSError as error:
             self._broken(connection, error)
             return
-        self._watch(connection)
-
-    def _watch(self, connection: Connection) -> None:
-        """Asks epoll for what the connection waits for, when that has changed."""
-        wants = connection.wants_write
-        if wants != connection.wants_write_events and connection.state != "closed":
-            connection.wants_write_events = wants
-            self._epoll.modify(connection.fd, _BOTH if wants else _PLAIN_READ)
+        self._pool.watch(connection)
 
     # -- further attempts --------------------------------------------------------------------------------------------
 
@@ -531,7 +445,7 @@ class Issuer:
             if mask & (select.EPOLLOUT | select.EPOLLERR):
                 connection.on_writable()
                 self._opened(connection)
-                self._watch(connection)
+                self._pool.watch(connection)
             if mask & (select.EPOLLIN | select.EPOLLHUP) and connection.state != "closed":
                 self._readable(connection)
         except OSError as error:
@@ -541,9 +455,9 @@ class Issuer:
         """Sends what waited for the connection to open; one that was opened ahead is idle from now on."""
         if connection.state != "open" or connection.requests:
             return
-        self._opening.discard(connection.fd)
+        self._pool.opening.discard(connection.fd)
         if connection.exchange is None:
-            self._idle[connection.backend][connection] = None
+            self._pool.free(connection)
             return
         waiting = self._waiting.pop(connection.fd, None)
         if waiting is not None:
@@ -556,7 +470,7 @@ class Issuer:
         self._opened(connection)  # a TLS handshake ends on a read
         if connection.state == "closed":
             return
-        self._watch(connection)
+        self._pool.watch(connection)
         if read is None:
             return
         exchange = connection.exchange
@@ -652,16 +566,15 @@ class Issuer:
             connection = None
         if exchange.status != "ok" and self._try_again(exchange):
             if connection is not None:
-                self._idle[connection.backend][connection] = None
+                self._pool.free(connection)
             return
         goes_on = self._done(exchange)
         if connection is None:
             return
         if goes_on:
-            connection.session = exchange.row.session_id
-            self._kept[connection.session] = connection
+            self._pool.keep(connection, exchange.row.session_id)
         else:
-            self._idle[connection.backend][connection] = None
+            self._pool.free(connection)
 
     def _done(self, exchange: Exchange) -> bool:
         """Hands the exchange on. True when its session goes on."""
@@ -676,68 +589,25 @@ class Issuer:
         self._on_done(exchange)
         if exchange.status == "abandoned":
             self._backlog.give_up(row)
-        self._last_end_ns = now_ns
+        self._gathering.last_end_ns = now_ns
         pause_ns = FAILURE_PAUSE_NS if exchange.status == "transport_error" else 0
         goes_on = self._backlog.ended(row, exchange.slot, now_ns + pause_ns)
         if not goes_on:
-            self._backend_of.pop(row.session_id, None)
+            self._pool.end_session(row.session_id)
         return goes_on
 
     def _drop(self, connection: Connection) -> None:
-        self._connections.pop(connection.fd, None)
         self._waiting.pop(connection.fd, None)
-        self._opening.discard(connection.fd)
-        self._idle[connection.backend].pop(connection, None)
-        if connection.session is not None:
-            self._kept.pop(connection.session, None)
-        if connection.state != "closed":
-            with contextlib.suppress(OSError, ValueError):  # already gone from the set
-                self._epoll.unregister(connection.fd)
-            connection.close()
+        self._pool.drop(connection)
 
     # -- deadlines ---------------------------------------------------------------------------------------------------
 
-    def _deadline(self, exchange: Exchange) -> tuple[int, str, str]:
-        """(instant, status, phase) of the first deadline that the exchange may miss as it stands now."""
-        at_ns, status, phase = exchange.scheduled_ns + self._total_ns, "timeout", "total"
-        latest_ns = exchange.latest_ns
-        if latest_ns is not None:
-            if self._between_ns is not None and latest_ns + self._between_ns < at_ns:
-                at_ns, phase = latest_ns + self._between_ns, "between-tokens"
-        elif self._first_token_ns is not None and exchange.scheduled_ns + self._first_token_ns < at_ns:
-            at_ns, phase = exchange.scheduled_ns + self._first_token_ns, "first-token"
-        connecting_ns = exchange.connect_ns if exchange.connected_ns is None else None
-        if connecting_ns is not None and connecting_ns + self._connect_ns < at_ns:
-            at_ns, phase = connecting_ns + self._connect_ns, "connect"
-        patience_ns = exchange.row.patience_ns
-        if patience_ns != NEVER and exchange.scheduled_ns + patience_ns <= at_ns:
-            at_ns, status, phase = exchange.scheduled_ns + patience_ns, "abandoned", ""
-        return at_ns, status, phase
-
     def _look_again(self, exchange: Exchange, now_ns: int) -> None:
-        """Notes when the exchange's deadlines must be looked at next: no later than any of them can be missed."""
-        if self._only_total and exchange.row.patience_ns == NEVER and exchange.connect_ns is None:
-            check_ns = exchange.scheduled_ns + self._total_ns  # by far the most
-        else:
-            check_ns = self._deadline(exchange)[0]
-        if self._between_ns is not None and now_ns + self._between_ns < check_ns:
-            check_ns = now_ns + self._between_ns
-        exchange.check_ns = check_ns
+        """Notes when the exchange's deadlines must be looked at next."""
+        exchange.check_ns = self._deadlines.look_at_ns(exchange, now_ns)
         self._changed = True
-        if check_ns < self._next_expire_ns:
-            self._next_expire_ns = check_ns
-
-    def _choose_nap(self, now_ns: int) -> None:
-        """Long enough to be worth it, short against the time between two tokens of one stream."""
-        elapsed_ns = now_ns - self._events_since_ns
-        if elapsed_ns < NAP_WINDOW_NS:
-            return
-        events, self._events, self._events_since_ns = self._events, 0, now_ns
-        self._nap_ns = 0
-        if events * NS_PER_S > NAP_EVENTS_PER_S * elapsed_ns:
-            gap_ns = len(self.in_flight) * elapsed_ns // events
-            nap_ns = min(int(NAP_GAP_RATIO * gap_ns), NAP_MAX_NS)
-            self._nap_ns = nap_ns if nap_ns >= NAP_MIN_NS else 0
+        if exchange.check_ns < self._next_expire_ns:
+            self._next_expire_ns = exchange.check_ns
 
     def _expire(self, now_ns: int) -> None:
         next_ns = now_ns + EXPIRE_PERIOD_NS
@@ -752,7 +622,7 @@ class Issuer:
                 next_ns = exchange.check_ns
         self._next_expire_ns = next_ns
         for exchange in late:
-            if self._deadline(exchange)[0] > now_ns:
+            if self._deadlines.first(exchange)[0] > now_ns:
                 self._look_again(exchange, now_ns)
             else:
                 self._give_up(exchange, now_ns)
@@ -760,64 +630,17 @@ class Issuer:
     def _give_up(self, exchange: Exchange, now_ns: int) -> None:
         connection = exchange.connection
         if connection is not None and connection.plain:
-            self._handle(connection, _PLAIN_READ)  # it may lie in the socket already
+            self._handle(connection, READS)  # it may lie in the socket already
             if exchange.connection is not connection:
                 return
-        at_ns, status, phase = self._deadline(exchange)
+        at_ns, status, phase = self._deadlines.first(exchange)
         if at_ns > now_ns:
             self._look_again(exchange, now_ns)
             return
-        timeouts = self._habits.timeouts
-        words = {
-            "connect": f"no connection within {timeouts.connect_s:g} s",
-            "first-token": f"no token within {timeouts.first_token_s or 0:g} s",
-            "between-tokens": f"no further token within {timeouts.between_tokens_s or 0:g} s",
-            "total": f"no whole answer within {timeouts.total_s:g} s",
-            "": f"the user gave up after {exchange.row.patience_ns / NS_PER_S:.3g} s",
-        }
         exchange.end_ns = now_ns
-        exchange.fail(status, words[phase], phase or None)
+        exchange.fail(status, self._deadlines.words(exchange, phase), phase or None)
         self._again = [item for item in self._again if item[1] is not exchange]
         if connection is not None:
             self._finish(connection, exchange)
         else:
             self._done(exchange)
-
-
-class _WeightedTurns:
-    """Smooth weighted round robin: in any stretch each backend has had its share, to within one request."""
-
-    def __init__(self, weights: Sequence[float]) -> None:
-        self._weights = list(weights)
-        self._credit = [0.0] * len(self._weights)
-
-    def next(self) -> int:
-        if len(self._weights) == 1:
-            return 0
-        for i, weight in enumerate(self._weights):
-            self._credit[i] += weight
-        chosen = max(range(len(self._weights)), key=self._credit.__getitem__)
-        self._credit[chosen] -= sum(self._weights)
-        return chosen
-
-
-def raise_file_limit() -> int:
-    """Lifts the soft limit of open files to the hard one and returns it."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    ceiling = hard if hard != resource.RLIM_INFINITY else max(soft, 1 << 20)
-    if soft < ceiling:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (ceiling, hard))
-        except (ValueError, OSError):
-            return soft
-    return ceiling
-
-
-def _stamping_socket() -> socket.socket:
-    guard = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    try:
-        guard.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
-    except OSError:
-        return guard
-    time.sleep(0.01)  # the kernel flips its stamping switch in a deferred work item
-    return guard

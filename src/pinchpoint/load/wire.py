@@ -166,6 +166,17 @@ class WallOffset:
             self.refresh()
 
 
+def stamping_socket() -> socket.socket:
+    """Held open, it keeps the kernel stamping: that begins with the first socket that asks, a few packets late."""
+    guard = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        guard.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+    except OSError:
+        return guard
+    time.sleep(0.01)  # the kernel flips its stamping switch in a deferred work item
+    return guard
+
+
 class ProxyError(OSError):
     """The proxy refused the tunnel."""
 

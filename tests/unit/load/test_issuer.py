@@ -271,9 +271,18 @@ def test_memory_does_not_grow_with_the_requests_that_have_ended() -> None:
                 driver.run_for(0.05)
             after = alive()
             issuer = driver.issuer
-            kept = [len(getattr(issuer, name)) for name in ("_waiting", "_bodies", "_again", "_kept", "_backend_of")]
+            kept = [len(getattr(issuer, name)) for name in ("_waiting", "_bodies", "_again")]
+            kept += [len(getattr(issuer._pool, name)) for name in ("_kept", "_backend_of")]
             assert (count, kept) == (requests, [0] * 5)
             assert driver.issuer.connections <= users
     finally:
         gc.enable()
     assert after - before <= users
+
+
+def test_what_was_due_when_the_issue_is_stopped_is_sent_first() -> None:
+    with ScriptedServer(lambda *_: stream(1)) as server, driven(server.url) as driver:
+        driver.start(*(request(number) for number in range(40)), lead_s=-0.1)
+        driver.issuer.stop_issue()
+        driver.until(40)
+    assert {exchange.status for exchange in driver.done} == {"ok"}

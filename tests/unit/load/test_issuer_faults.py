@@ -146,7 +146,7 @@ def test_nothing_is_left_open_whatever_happened() -> None:
         assert kinds == {"ok", "transport_error", "truncated", "malformed", "timeout"}
         assert len(driver.done) == 30
     assert own > before  # the server's own end was counted, so leaks of the issuer would be too
-    assert all(connection.state == "closed" for connection in driver.issuer._connections.values())
+    assert all(connection.state == "closed" for connection in driver.issuer._pool.by_fd.values())
 
 
 def test_the_issuer_gives_every_descriptor_back(raw_server: Callable[..., str]) -> None:
@@ -156,7 +156,7 @@ def test_the_issuer_gives_every_descriptor_back(raw_server: Callable[..., str]) 
         with driven(url) as driver:
             driver.start(*(request(number) for number in range(20)))
             driver.until(20)
-            assert len(driver.issuer._connections) == 0
+            assert driver.issuer.connections == 0
     assert open_files() <= before + 1  # the server may be closing one
 
 
@@ -177,7 +177,7 @@ def test_out_of_descriptors_is_dropped_and_never_blames_the_service() -> None:
 
 def test_more_connections_than_the_host_allows_are_dropped_and_the_others_go_on() -> None:
     with ScriptedServer(lambda number, body: stream(1, first_s=0.2)) as server, driven(server.url) as driver:
-        driver.issuer._limit_connections = 2
+        driver.issuer._pool.limit = 2
         driver.start(*(request(number) for number in range(3)))
         ended = driver.until(3)
     assert sorted(exchange.status or "" for exchange in ended) == ["dropped", "ok", "ok"]
@@ -306,7 +306,7 @@ def test_an_idle_connection_that_closes_is_forgotten() -> None:
     with ScriptedServer(script) as server, driven(server.url) as driver:
         driver.one(0)
         driver.run_for(0.2)
-        assert not driver.issuer._connections
+        assert not driver.issuer.connections
         assert driver.one(1).status == "ok"
         assert server.connections == 2
 

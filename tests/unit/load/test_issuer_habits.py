@@ -480,7 +480,7 @@ def test_tls_is_spoken_with_those_backends_that_want_it(authority: Authority) ->
 
 def test_a_request_beyond_the_connections_of_this_host_is_dropped_and_was_never_sent() -> None:
     with ScriptedServer(lambda _, __: stream(1, first_s=0.2)) as server, driven(server.url) as driver:
-        driver.issuer._limit_connections = 1
+        driver.issuer._pool.limit = 1
         driver.start(request(0), request(1, 0.01))
         driver.until(2)
         assert len(server.requests) == 1

@@ -15,8 +15,7 @@ from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.errors import TargetError, UsageError
 from pinchpoint.fetch import tls_context
 from pinchpoint.load import wire
-from pinchpoint.load.issuer import _stamping_socket
-from pinchpoint.load.wire import Connection, Endpoint, WallOffset, explain, resolve
+from pinchpoint.load.wire import Connection, Endpoint, WallOffset, explain, resolve, stamping_socket
 from tests.support.tls import Authority
 
 PATIENCE_S = 5.0
@@ -32,7 +31,7 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
 @pytest.fixture(scope="module", autouse=True)
 def stamping() -> Iterator[None]:
     """The kernel begins to stamp a little after the first socket asks for it, and ends with the last."""
-    with _stamping_socket():
+    with stamping_socket():
         yield
 
 
