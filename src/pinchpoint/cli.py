@@ -233,16 +233,7 @@ def load(
             asked, out=out, on_progress=show, command=command, plan_file=plan, api=api, usage=usage, force=force
         )
     answer, code = judge_load(outcome.path)
-    if as_json:
-        from pinchpoint.report.load_answer import load_json
-
-        sys.stdout.write(load_json(answer).decode())
-    else:
-        from rich.console import Console
-
-        from pinchpoint.report.load_text import print_load
-
-        print_load(Console(), answer, paths={"run": outcome.path})
+    _print_load(answer, as_json, outcome.path)
     if outcome.error is not None:
         _complain(str(outcome.error))
         return outcome.error.exit_code
@@ -310,6 +301,16 @@ def check(path: RunPath, /, *, slo: Slos = (), as_json: Json = False) -> int:
     else:
         sys.stdout.write(validity_text(verdict))
     return EXIT_UNSUPPORTED if verdict.validity == "INVALID" else EXIT_OK
+
+
+@app.command
+def measure(path: RunPath, /, *, as_json: Json = False) -> int:
+    """Print the figures of a plain load again, from its directory alone, also when it was killed."""
+    from pinchpoint.conclude import judge_load
+
+    answer, code = judge_load(path)
+    _print_load(answer, as_json, path)
+    return code
 
 
 @app.command
@@ -507,6 +508,19 @@ def _print_verdict(view: Any, verdict: Any, as_json: bool, paths: dict[str, Path
     from pinchpoint.report.text import print_screen
 
     print_screen(Console(), verdict, view, paths=paths)
+
+
+def _print_load(answer: Any, as_json: bool, path: Path) -> None:
+    if as_json:
+        from pinchpoint.report.load_answer import load_json
+
+        sys.stdout.write(load_json(answer).decode())
+        return
+    from rich.console import Console
+
+    from pinchpoint.report.load_text import print_load
+
+    print_load(Console(), answer, paths={"run": path})
 
 
 def _stop_on_signals() -> None:

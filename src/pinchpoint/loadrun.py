@@ -62,6 +62,8 @@ POOL_LOW_S = 2.0
 """A closed loop gets more requests when those it has left last shorter than this at its present pace."""
 POOL_GROWTH_S = 6.0
 CANCEL_PATIENCE_S = 5.0
+MEANT_END_NS = 2**62
+"""End of a stage that ends with its requests, as long as nobody knows when: beyond any clock."""
 DRAIN_SPARE_S = 5.0
 """Requests end by their own timeouts; a load process that does not end one is given up so much later."""
 MODELS_TIMEOUT_S = 2.0
@@ -185,7 +187,6 @@ class _Load:
         self._begun_ns = monotonic_ns()
         self._shown_ns = 0
         self._history: deque[tuple[int, Totals]] = deque()
-        self._topped_ns = 0
 
     def prepare(self) -> None:
         """Makes the first schedule; the load processes start meanwhile."""
@@ -201,17 +202,16 @@ class _Load:
 
     def interrupt(self, reason: str) -> None:
         """Sends nothing more, withdraws what is in flight, and keeps what was measured."""
-        if not self._open or not self._fleet.size:
-            self._close_stages(monotonic_ns(), reason)
-            return
-        self._fleet.command(Command("cancel", reason))
-        deadline_s = time.monotonic() + CANCEL_PATIENCE_S
-        while self._fleet.size and self._fleet.totals().in_flight and time.monotonic() < deadline_s:
-            try:
-                self._fleet.poll(POLL_S)
-            except PinchpointError:
-                break
-        self._close_stages(monotonic_ns(), reason)
+        stopped_ns = monotonic_ns()
+        if self._open and self._fleet.size:
+            self._fleet.command(Command("cancel", reason))
+            deadline_s = time.monotonic() + CANCEL_PATIENCE_S
+            while self._fleet.size and self._fleet.totals().in_flight and time.monotonic() < deadline_s:
+                try:
+                    self._fleet.poll(POLL_S)
+                except PinchpointError:
+                    break
+        self._close_stages(monotonic_ns(), reason, stopped_ns)
 
     def _make(self, index: int) -> StageLoad:
         spec = self._plan.stages[index]
@@ -224,6 +224,8 @@ class _Load:
         running = _Running(index, asked, t0_ns, end_ns)
         self._open.append(running)
         self._recorder.on_schedule(asked.schedule)
+        meant_ns = MEANT_END_NS if end_ns is None else end_ns
+        self._recorder.on_running(self._stage(running, meant_ns, meant_ns))
         self._fleet.start_step(t0_ns, asked.schedule, asked.slots, follow=False, duration_ns=asked.duration_ns)
         self._orders += 1
         return running
@@ -294,28 +296,30 @@ class _Load:
         self._fleet.start_step(running.t0_ns, more, follow=False, duration_ns=running.asked.duration_ns)
         self._orders += 1
 
-    def _close_stages(self, now_ns: int, reason: str) -> None:
+    def _close_stages(self, now_ns: int, reason: str, stopped_ns: int | None = None) -> None:
+        """stopped_ns: nothing was sent from then on, though more was meant to be."""
         for running in self._open:
-            spec, asked = self._plan.stages[running.index], running.asked
-            t1_ns = now_ns if running.end_ns is None else min(running.end_ns, now_ns)
-            self._recorder.on_stage(
-                Stage(
-                    index=running.index,
-                    kind="load",
-                    name=spec.name or f"stage {running.index + 1}",
-                    t0_ns=running.t0_ns,
-                    t1_ns=max(running.t0_ns + 1, t1_ns),
-                    drained_ns=max(running.t0_ns + 1, now_ns),
-                    settle_ns=0,
-                    rate_rps=asked.rate_rps,
-                    concurrency=asked.concurrency,
-                    think_s=asked.think_s,
-                    arrivals=asked.arrivals,
-                    profile=asked.profile,
-                    reason=reason,
-                )
-            )
+            ends = [at_ns for at_ns in (running.end_ns, stopped_ns) if at_ns is not None]
+            self._recorder.on_stage(self._stage(running, min(ends, default=now_ns), now_ns, reason))
         self._open.clear()
+
+    def _stage(self, running: _Running, t1_ns: int, drained_ns: int, reason: str = "") -> Stage:
+        spec, asked = self._plan.stages[running.index], running.asked
+        return Stage(
+            index=running.index,
+            kind="load",
+            name=spec.name or f"stage {running.index + 1}",
+            t0_ns=running.t0_ns,
+            t1_ns=max(running.t0_ns + 1, min(t1_ns, drained_ns)),
+            drained_ns=max(running.t0_ns + 1, drained_ns),
+            settle_ns=0,
+            rate_rps=asked.rate_rps,
+            concurrency=asked.concurrency,
+            think_s=asked.think_s,
+            arrivals=asked.arrivals,
+            profile=asked.profile,
+            reason=reason,
+        )
 
     def _progress(self, running: _Running, totals: Totals, now_ns: int) -> Progress:
         (then_ns, before) = self._history[0]

@@ -30,8 +30,19 @@ class Recorder:
     def on_schedule(self, schedule: Schedule) -> None:
         self._schedule.append_columns(schedule_columns(schedule))
 
-    def on_stage(self, stage: Stage) -> None:
+    def on_running(self, stage: Stage) -> None:
+        """A stage as it is meant to be; `on_stage` puts what it was in its place.
+
+        A killed run keeps what was meant, and rundir.seal_unsealed cuts it to what was recorded.
+        """
         self._writer.manifest.stages.append(stage)
+        self._writer.write_manifest()
+
+    def on_stage(self, stage: Stage) -> None:
+        stages = self._writer.manifest.stages
+        stages[:] = sorted(
+            [*(known for known in stages if known.index != stage.index), stage], key=lambda known: known.index
+        )
         self._writer.write_manifest()
         self.on_event("stage", stage=msgspec.to_builtins(stage))
 

@@ -284,7 +284,10 @@ def read_run(path: Path) -> Run:
 def seal_unsealed(path: Path) -> Run:
     """Seals a directory whose run was killed, marking it aborted. A sealed run is returned as it is."""
     run = read_run(path)
-    if run.sealed or _writer_alive(run.manifest):
+    if run.sealed:
+        return run
+    _cut_stages(run)
+    if _writer_alive(run.manifest):
         return run
     run.manifest.status = "aborted"
     run.manifest.abort_reason = "the run was killed before it was sealed"
@@ -292,6 +295,25 @@ def seal_unsealed(path: Path) -> Run:
         return run
     _compact(path, run.manifest)
     return read_run(path)
+
+
+def _cut_stages(run: Run) -> None:
+    """A stage of an unsealed run ends with the last instant that was recorded, not where it was meant to end."""
+    last_ns = 0
+    for batch in run.record_batches(("scheduled_ns", "end_ns")):
+        for column in batch.columns:
+            known = column.drop_null()
+            last_ns = max(last_ns, int(known.to_numpy().max()) if len(known) else 0)
+    run.manifest.stages = [
+        stage
+        if stage.t1_ns <= last_ns
+        else msgspec.structs.replace(
+            stage,
+            t1_ns=max(stage.t0_ns, last_ns) + 1,
+            drained_ns=max(stage.t0_ns, last_ns) + 1,
+        )
+        for stage in run.manifest.stages
+    ]
 
 
 def _writer_alive(manifest: Manifest) -> bool:

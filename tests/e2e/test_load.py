@@ -320,6 +320,39 @@ def test_ctrl_c_gives_the_answer_so_far(null_url: str, cache: dict[str, str], tm
     assert not (out / "parts").exists()
 
 
+def test_a_terminated_controller_counts_nothing_as_lost(null_url: str, cache: dict[str, str], tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with started(cache, out, null_url, "--rate", 200, "--duration", "60s", *LENGTHS) as process:
+        wait_until(lambda: bool(workers_of(out)))
+        time.sleep(1.0)
+        os.kill(process.pid, signal.SIGTERM)
+        stdout, _ = process.communicate(timeout=LIMIT_S)
+    told = json.loads(stdout)
+    assert told["completed"] > 50
+    assert told["lost"] == 0
+
+
+def test_a_load_whose_controller_was_killed_is_measured_from_what_it_left(
+    null_url: str, cache: dict[str, str], tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    with started(cache, out, null_url, "--rate", 60, "--duration", "60s", *LENGTHS, "--workers", 2) as process:
+        wait_until(lambda: len(workers_of(out)) == 2)
+        time.sleep(1.5)
+        workers = workers_of(out)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait(10)
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers.values()))
+    done = subprocess.run(
+        [*PINCHPOINT, "measure", str(out), "--json"], capture_output=True, text=True, timeout=LIMIT_S, check=False
+    )
+    told = json.loads(done.stdout)
+    assert told["run"]["status"] == "aborted"
+    assert told["completed"] >= 40
+    assert told["lost"] <= 2  # due in the instant of the kill
+    assert told["stages"][0]["duration_s"] < 30
+
+
 def test_a_killed_load_process_is_told_and_the_others_go_on(
     null_url: str, cache: dict[str, str], tmp_path: Path
 ) -> None:

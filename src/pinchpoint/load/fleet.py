@@ -112,9 +112,9 @@ class Fleet:
         workers = sorted(self._pipes)
         if slots is not None:
             self._users[schedule.stage] = len(slots.start_ns)
-        # A worker without a slot of the closed loop would keep its sessions for ever.
-        taking = workers[: self._users.get(schedule.stage, len(workers))]
-        share_of = schedule.session_id % max(len(taking), 1)
+        # Sessions go to the workers in the proportion of their slots: one without any would keep them for ever.
+        users = self._users.get(schedule.stage)
+        share_of = (schedule.session_id if users is None else schedule.session_id % users) % max(len(workers), 1)
         for position, index in enumerate(workers):
             share = schedule.select(share_of == position) if len(workers) > 1 else schedule
             theirs = slots and Slots(slots.start_ns[position :: len(workers)], slots.until_ns[position :: len(workers)])

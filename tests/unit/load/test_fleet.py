@@ -178,6 +178,8 @@ def test_slots_are_dealt_like_cards_and_sessions_only_to_those_who_have_some(
     for first, more in orders:
         has_slots = first.slots is not None and len(first.slots.start_ns) > 0
         assert (len(first.schedule) > 0) == (len(more.schedule) > 0) == has_slots
+        users_here = len(first.slots.start_ns) if first.slots is not None else 0
+        assert abs(len(first.schedule) - 50 * users_here / users) <= users_here  # in proportion, to within a round
     for step in (0, 1):
         ids = sorted(row.request_id for order in orders for row in order[step].schedule)
         assert ids == list(range(step * 50, step * 50 + 50))
