@@ -8,12 +8,14 @@ import ipaddress
 import os
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from pinchpoint.calibrate import Demand, HostLimits, check_plan, quick_limits
+from pinchpoint.clock import monotonic_ns
 from pinchpoint.errors import PinchpointError, UnsupportedMeasurementError, UsageError
 from pinchpoint.load.fleet import Fleet, usable_cpus
 from pinchpoint.load.messages import Habits, Prompts, Timeouts, WorkerConfig
@@ -31,7 +33,8 @@ from pinchpoint.plan import (
     StageSpec,
     StepsStage,
 )
-from pinchpoint.recorder import Recorder
+from pinchpoint.recorder import Recorder, new_manifest
+from pinchpoint.rundir import RunWriter
 from pinchpoint.workload.lengths import Lengths
 
 RUNS_DIRECTORY = "pinchpoint-runs"
@@ -197,10 +200,29 @@ def worker_configs(
     ]
 
 
-def new_run_id(plan: Plan, started_s: float) -> str:
+def begin_run(
+    plan: Plan, facts: TargetFacts, out: Path | None, *, command: Sequence[str], plan_file: Path | None
+) -> RunWriter:
+    """Makes the run directory: `out`, else one named after instant and plan. Raises UsageError when it cannot."""
+    started_s = time.time()
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime(started_s))
     digest = hashlib.sha256(f"{plan.url}{plan.seed}{started_s}".encode()).hexdigest()[:6]
-    return f"{stamp}-{plan.name}-{digest}"
+    run_id = f"{stamp}-{plan.name}-{digest}"
+    writer = RunWriter(
+        out or Path(RUNS_DIRECTORY) / run_id,
+        new_manifest(
+            plan,
+            facts,
+            run_id,
+            t0_ns=monotonic_ns(),
+            started_wall=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),
+            virtual=False,
+            command=command,
+        ),
+    )
+    if plan_file is not None:
+        (writer.path / "plan.toml").write_bytes(plan_file.read_bytes())
+    return writer
 
 
 def check_writable(out: Path | None) -> None:

@@ -18,12 +18,11 @@ from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.errors import GuardError, PinchpointError, UsageError
 from pinchpoint.fetch import FetchError, exchange, tls_context
 from pinchpoint.launch import (
-    RUNS_DIRECTORY,
     Access,
     RunOutcome,
+    begin_run,
     check_host,
     check_writable,
-    new_run_id,
     open_access,
     peak_rps,
     read_api_key,
@@ -39,8 +38,7 @@ from pinchpoint.load.fleet import Fleet
 from pinchpoint.load.messages import Command
 from pinchpoint.model import Progress, Stage, TargetFacts
 from pinchpoint.plan import WARM_CONNECTIONS_MAX, Plan, StageSpec
-from pinchpoint.recorder import ProgressSink, Recorder, new_manifest
-from pinchpoint.rundir import RunWriter
+from pinchpoint.recorder import ProgressSink, Recorder
 from pinchpoint.targets.openai import CHAT_PATH, COMPLETIONS_PATH
 from pinchpoint.workload.lengths import resolve_lengths
 from pinchpoint.workload.prompts import PromptWriter
@@ -105,23 +103,11 @@ def run_load(
     try:
         facts = _facts(plan, api or path_of_url or CHAT_PATH, access)
         limits, problems = check_host(plan, lengths, workers, len(access.endpoints), force=force)
-        started_s = time.time()
-        path = out or Path(RUNS_DIRECTORY) / new_run_id(plan, started_s)
-        manifest = new_manifest(
-            plan,
-            facts,
-            path.name,
-            t0_ns=monotonic_ns(),
-            started_wall=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),
-            virtual=False,
-            command=command,
-        )
-        writer = RunWriter(path, manifest)
-    except BaseException:
+        writer = begin_run(plan, facts, out, command=command, plan_file=plan_file)
+    except BaseException:  # also an interrupt: nobody else would end the load processes
         fleet.close()
         raise
-    if plan_file is not None:
-        (path / "plan.toml").write_bytes(plan_file.read_bytes())
+    path = writer.path
     recorder = Recorder(writer, monotonic_ns, on_progress)
     load = _Load(fleet, recorder, Scheduler.of(plan, lengths), plan)
     error: PinchpointError | None = None

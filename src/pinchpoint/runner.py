@@ -4,7 +4,6 @@ From the moment the run directory exists, every way out (done, Ctrl-C, the servi
 the writers and seals what was measured.
 """
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,11 +12,10 @@ import msgspec
 from pinchpoint.clock import monotonic_ns
 from pinchpoint.errors import PinchpointError, TargetError, UsageError
 from pinchpoint.launch import (
-    RUNS_DIRECTORY,
     RunOutcome,
+    begin_run,
     check_host,
     check_writable,
-    new_run_id,
     open_access,
     read_api_key,
     tell_hellos,
@@ -31,8 +29,7 @@ from pinchpoint.load.messages import Calibration, Command, Update
 from pinchpoint.model import Progress
 from pinchpoint.plan import Plan
 from pinchpoint.probe import probe
-from pinchpoint.recorder import ProgressSink, Recorder, new_manifest
-from pinchpoint.rundir import RunWriter
+from pinchpoint.recorder import ProgressSink, Recorder
 from pinchpoint.schedule import Schedule, Slots
 from pinchpoint.search import Baseline, Search
 from pinchpoint.slo import parse_slos
@@ -116,21 +113,8 @@ def run_live(
     shared_host = bool(facts.server_pids) or access.local
     workers = worker_count(plan, shared_host=shared_host)
     limits, problems = check_host(plan, lengths, workers, len(access.endpoints), force=force)
-    started_s = time.time()
-    run_id = new_run_id(plan, started_s)
-    path = out or Path(RUNS_DIRECTORY) / run_id
-    manifest = new_manifest(
-        plan,
-        facts,
-        run_id,
-        t0_ns=monotonic_ns(),
-        started_wall=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(started_s)),
-        virtual=False,
-        command=command,
-    )
-    writer = RunWriter(path, manifest)
-    if plan_file is not None:
-        (path / "plan.toml").write_bytes(plan_file.read_bytes())
+    writer = begin_run(plan, facts, out, command=command, plan_file=plan_file)
+    path = writer.path
     recorder = Recorder(writer, monotonic_ns, on_progress)
     stream = plan.stream and facts.streaming is not False
     prompts = PromptWriter(plan.seed, facts.tokens_per_word, facts.prompt_overhead_tokens)

@@ -129,8 +129,9 @@ def test_an_open_loop_of_so_many_requests_tells_all_its_numbers(null_url: str, l
         assert metric.keys() >= NUMBERS, name
         assert metric["n"] >= 40 and metric["mean"] >= 0
         assert metric["intervals"].keys() == {"p50", "p90", "p95", "p99", "p999"}
-        low, high = metric["intervals"]["p50"]
-        assert metric["min"] <= low <= metric["p50"] <= high <= metric["max"]
+        if (interval := metric["intervals"]["p50"]) is not None:  # none when a busy host ties the latencies together
+            assert metric["min"] <= interval[0] <= metric["p50"] <= interval[1] <= metric["max"]
+    assert told["metrics"]["itl_s"]["intervals"]["p50"] is not None
     assert told["metrics"]["itl_s"]["n"] == 40 * 4
     assert 0.02 <= told["metrics"]["ttft_from_send_s"]["p50"] <= told["metrics"]["ttft_s"]["p50"]
     records = records_of(tmp_path / "run")
