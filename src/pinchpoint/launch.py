@@ -6,6 +6,7 @@ Nothing here sends a request. Secrets are read here and go into WorkerConfig onl
 import hashlib
 import ipaddress
 import os
+import re
 import socket
 import time
 from collections.abc import Sequence
@@ -43,6 +44,14 @@ SECRET_MIN_CHARS = 8
 """Shorter secrets are not searched for in error texts: replacing "abc" everywhere would garble them."""
 SECRET_HEADERS = ("authorization", "cookie", "api-key", "apikey", "token", "secret", "password", "credential")
 """Parts of header names whose values must not be written down."""
+KEY_SHAPES = re.compile(
+    r"^(?:(?:sk-|hf_|gh[a-z]_|xox[a-z]-|AKIA)[\w-]{6}|eyJ[\w-]+\.|(?i:bearer|basic)\s)"
+    r"|(?<!\w)(?=\w*\d)(?=\w*[A-Za-z])\w{32}",
+    re.ASCII,
+)
+"""Values that are keys by the look of them: the beginnings that OpenAI, Hugging Face, GitHub, Slack, AWS and JSON Web
+Tokens document, credentials with their scheme (RFC 9110, section 11.4), and 32 letters and digits in one piece, the 128
+bits in hexadecimal that keys have at least. A locale (sk-SK) and a UUID with its hyphens are none."""
 FROM_ENVIRONMENT = "env:"
 FORBIDDEN_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding"})
 """Headers that the engine itself must set, or the answers cannot be read."""
@@ -113,7 +122,7 @@ def _headers(plan: Plan, api_key: str | None) -> tuple[list[tuple[str, str]], li
         if value.startswith(FROM_ENVIRONMENT):
             value = _from_environment(value.removeprefix(FROM_ENVIRONMENT), f"header {name}")
             secrets.append(value)
-        elif any(part in name.lower() for part in SECRET_HEADERS):
+        elif any(part in name.lower() for part in SECRET_HEADERS) or KEY_SHAPES.search(value.strip()):
             raise UsageError(f"the header {name} may hold a secret, which would be stored; give it as env:VARIABLE")
         if not value.isprintable() or not value.isascii():
             raise UsageError(f"the value of header {name} cannot stand in a header; it must be one line of ASCII text")

@@ -67,6 +67,44 @@ def test_a_header_that_usually_holds_a_secret_is_not_taken_in_the_open(name: str
     assert SECRET not in str(told.value)
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "sk-proj-abc123",
+        "hf_abcdefGHIJ",
+        "ghp_0123456789",
+        "xoxb-12345-abcde",
+        "AKIAIOSFODNN7EXAMPLE",
+        "Bearer x",
+        "bearer abc",
+        "Basic dXNlcjpwYXNz",
+        "0123456789abcdef0123456789abcdef",
+        "key=0123456789abcdef0123456789ABCDEFGH; v=2",
+        "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2lnbmF0dXJl",
+    ],
+)
+def test_a_value_that_looks_like_a_key_is_not_taken_in_the_open_under_any_name(value: str) -> None:
+    with pytest.raises(UsageError, match="X-Team.*env:VARIABLE") as told:
+        open_access(plan_of({"headers": {"X-Team": value}}), None)
+    assert value not in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "red",
+        "sk-SK,sk;q=0.9",
+        "550e8400-e29b-41d4-a716-446655440000",
+        "basically harmless",
+        "the-quick-brown-fox-jumps-over-the-lazy-dog-1",
+        "internationalizationinternationalization",
+        "https://team.example.com/reports/2026/load",
+    ],
+)
+def test_a_long_or_odd_value_that_is_no_key_is_sent_as_written(value: str) -> None:
+    assert open_access(plan_of({"headers": {"X-Team": value}}), None).headers == (("X-Team", value),)
+
+
 @pytest.mark.parametrize("name", ["Host", "content-length", "Transfer-Encoding", "CONNECTION", "Accept-Encoding"])
 def test_headers_of_the_engine_itself_cannot_be_set(name: str) -> None:
     with pytest.raises(UsageError, match=name):
