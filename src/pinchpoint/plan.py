@@ -414,6 +414,9 @@ def _stage_problems(stage: StageSpec) -> list[tuple[bool, str]]:
                 users = values[key]
                 inside = users is None or 1 <= users <= MAX_CONCURRENCY
                 problems.append((not inside, f"{key} must be from 1 to {MAX_CONCURRENCY}"))
+            users = max(stage.concurrency, stage.to_concurrency or 0)
+            idle = stage.requests is not None and 1 <= stage.requests < users
+            problems.append((idle, f"requests is {stage.requests}; it must be at least the number of users, {users}"))
         case ReplayStage():
             problems.append((not 0 < stage.scale < math.inf, f"scale is {stage.scale:g}; it must be above 0"))
             endless = stage.loop and stage.duration_s is None and stage.requests is None

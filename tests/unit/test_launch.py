@@ -84,7 +84,7 @@ def test_a_header_that_usually_holds_a_secret_is_not_taken_in_the_open(name: str
     ],
 )
 def test_a_value_that_looks_like_a_key_is_not_taken_in_the_open_under_any_name(value: str) -> None:
-    with pytest.raises(UsageError, match="X-Team.*env:VARIABLE") as told:
+    with pytest.raises(UsageError, match=r"X-Team.*env:VARIABLE") as told:
         open_access(plan_of({"headers": {"X-Team": value}}), None)
     assert value not in str(told.value)
 

@@ -148,6 +148,7 @@ def test_a_key_inside_the_url_is_refused() -> None:
             ClosedStage(2, 60, to_concurrency=8),
         ),
         ("kind = 'closed'\nconcurrency = 2\nrequests = 100", ClosedStage(2, requests=100)),
+        ("kind = 'closed'\nconcurrency = 7\nrequests = 7", ClosedStage(7, requests=7)),
     ],
 )
 def test_each_kind_of_stage_is_read_and_stored_as_written(tmp_path: Path, text: str, stage: StageSpec) -> None:
@@ -189,6 +190,11 @@ def test_each_kind_of_stage_is_read_and_stored_as_written(tmp_path: Path, text: 
         ("kind = 'sessions'\nrate = 5", r"stages\[0\].duration or sessions"),
         ("kind = 'sessions'\nrate = 5\nsessions = 5\nturns = 0", r"stages\[0\].turns must be"),
         ("kind = 'closed'\nconcurrency = 5", r"stages\[0\].duration or requests"),
+        ("kind = 'closed'\nconcurrency = 5\nrequests = 4", r"stages\[0\].requests is 4; .* number of users, 5"),
+        (
+            "kind = 'closed'\nconcurrency = 2\nto_concurrency = 9\nduration = 5\nrequests = 8",
+            r"stages\[0\].requests is 8; .* number of users, 9",
+        ),
         (
             "kind = 'closed'\nconcurrency = 5\nrequests = 9\nto_concurrency = 9",
             r"stages\[0\].duration must be given with",
@@ -199,3 +205,9 @@ def test_each_kind_of_stage_is_read_and_stored_as_written(tmp_path: Path, text: 
 def test_a_stage_that_makes_no_sense_is_told_with_its_key(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
         plan_of(tmp_path, f"[[stages]]\n{text}", url="http://h:1")
+
+
+@pytest.mark.parametrize("url", ["http://me:key@h:1", "http://h:1?key=1", "http://h:1#x", "http://[h:1"])
+def test_a_backend_is_held_to_what_the_url_is_held_to(url: str) -> None:
+    with pytest.raises(UsageError, match="URL|cannot be read"):
+        build_plan({"url": "http://h:1", "seed": 1, "backends": [{"url": url}]})

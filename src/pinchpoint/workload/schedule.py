@@ -302,7 +302,12 @@ def _at(where: str) -> Iterator[None]:
 
 
 def _patience(plan: Plan) -> DurationLaw | None:
-    return None if plan.patience is None else parse_durations(plan.patience)
+    if plan.patience is None:
+        return None
+    law = parse_durations(plan.patience)
+    if law.mean_s == 0:
+        raise UsageError(f"{plan.patience!r} is no time at all: nobody would wait; give one above 0, or leave it out")
+    return law
 
 
 def _open_duration_s(spec: OpenKind) -> float | None:

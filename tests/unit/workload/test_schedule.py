@@ -230,6 +230,14 @@ def test_stages_that_cannot_be_carried_out_are_told_before_the_run(stage: dict[s
         check_stages(build_plan({"url": "http://h", "seed": 1, "patience": "short"}))
 
 
+@pytest.mark.parametrize("patience", ["0s", "constant:0", "exponential:0ms"])
+def test_a_patience_of_nothing_is_refused_and_a_think_time_of_nothing_is_not(patience: str) -> None:
+    stage = {"kind": "closed", "concurrency": 1, "duration_s": 5.0, "think": patience}
+    check_stages(build_plan({"url": "http://h", "seed": 1, "stages": [stage]}))
+    with pytest.raises(UsageError, match=f"patience: '{patience}' is no time at all"):
+        check_stages(build_plan({"url": "http://h", "seed": 1, "patience": patience}))
+
+
 def test_lengths_keep_their_mean_and_their_bounds() -> None:
     for preset in presets().values():
         for spec in (preset.input_tokens, preset.output_tokens):
