@@ -121,8 +121,8 @@ class HostLimits(msgspec.Struct, frozen=True):
 class Demand:
     """What a plan asks of the load processes at its peak. Tokens are output tokens in streams (0 without streaming).
 
-    new_connections_rps: connections opened per second when none is kept. addresses: of the service, as its ports count
-    for each alone.
+    concurrency: connections open at once, of users or opened ahead. new_connections_rps: connections opened per second
+    when none is kept. addresses: of the service, as its ports count for each alone.
     """
 
     rate_rps: float
@@ -154,7 +154,7 @@ def check_plan(limits: HostLimits, demand: Demand) -> list[str]:
     connections = demand.workers * limits.connections_max
     if demand.concurrency > connections:
         problems.append(
-            f"{demand.concurrency} requests in flight need as many connections, and this host allows {connections}; "
+            f"{demand.concurrency} connections are to be open at once, and this host allows {connections}; "
             "raise the hard limit of open files (ulimit -Hn)"
         )
     if limits.ports is not None and demand.concurrency > limits.ports * demand.addresses:

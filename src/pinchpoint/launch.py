@@ -304,9 +304,10 @@ def peak_rps(spec: StageSpec) -> float:
 def _demand(plan: Plan, lengths: Lengths, workers: int, addresses: int) -> Demand:
     """The peak of all stages. What a closed loop sends depends on the service, so there only its users count."""
     rate_rps = max(map(peak_rps, plan.stages))
+    ahead = 0 if plan.transport.new_connections else plan.transport.warm_connections or 0
     return Demand(
         rate_rps=rate_rps,
-        concurrency=max(map(users_of, plan.stages)),
+        concurrency=max(ahead, *map(users_of, plan.stages)),
         tokens_per_s=rate_rps * lengths.output_tokens.mean if plan.stream else 0.0,
         workers=workers,
         prompt_tokens=lengths.input_tokens.mean,

@@ -7,9 +7,11 @@ import msgspec
 import pytest
 
 from pinchpoint import launch
-from pinchpoint.errors import UsageError
+from pinchpoint.calibrate import HostLimits
+from pinchpoint.errors import UnsupportedMeasurementError, UsageError
 from pinchpoint.launch import (
     DEFAULT_KEY_ENV,
+    check_host,
     open_access,
     peak_rps,
     read_api_key,
@@ -20,6 +22,7 @@ from pinchpoint.launch import (
 from pinchpoint.load.messages import Timeouts, WorkerConfig
 from pinchpoint.model import TargetFacts
 from pinchpoint.plan import Plan, build_plan
+from pinchpoint.workload.lengths import resolve_lengths
 from tests.unit.load.drive import NumberPrompts
 
 URL = "http://127.0.0.1:8000"
@@ -278,3 +281,28 @@ def test_users_of_a_stage_are_the_most_it_ever_has() -> None:
     down = {"kind": "closed", "concurrency": 9, "to_concurrency": 2, "duration_s": 1.0}
     assert [users_of(spec) for spec in plan_of(stages=[up, down]).stages] == [8, 9]
     assert [users_of(spec) for spec in plan_of().stages] == [0]
+
+
+@pytest.mark.parametrize(
+    ("transport", "refused"),
+    [
+        ({}, False),
+        ({"warm_connections": 100}, False),
+        ({"warm_connections": 101}, True),
+        ({"warm_connections": 101, "new_connections": True}, False),  # none is opened ahead then
+    ],
+)
+@pytest.mark.parametrize("stage", ["open", "closed"])
+def test_connections_that_are_opened_ahead_count_against_what_the_host_allows(
+    transport: dict[str, Any], refused: bool, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roomy = HostLimits("calibrated", "host", "", 2.0, 50, None, None, 1e-9, 1e-9, 0.0, (0.0, 0.0))
+    monkeypatch.setattr(launch, "quick_limits", lambda: roomy)
+    closed = {"kind": "closed", "concurrency": 3, "duration_s": 1.0}
+    plan = plan_of(transport, **({"stages": [closed]} if stage == "closed" else {}))
+    lengths = resolve_lengths(plan.workload, None)
+    if refused:
+        with pytest.raises(UnsupportedMeasurementError, match=r"101 connections .* 100"):
+            check_host(plan, lengths, 2, 1, force=False)
+    _, problems = check_host(plan, lengths, 2, 1, force=True)
+    assert len(problems) == refused

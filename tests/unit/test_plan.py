@@ -209,5 +209,5 @@ def test_a_stage_that_makes_no_sense_is_told_with_its_key(tmp_path: Path, text: 
 
 @pytest.mark.parametrize("url", ["http://me:key@h:1", "http://h:1?key=1", "http://h:1#x", "http://[h:1"])
 def test_a_backend_is_held_to_what_the_url_is_held_to(url: str) -> None:
-    with pytest.raises(UsageError, match="URL|cannot be read"):
+    with pytest.raises(UsageError, match=r"URL|cannot be read"):
         build_plan({"url": "http://h:1", "seed": 1, "backends": [{"url": url}]})
