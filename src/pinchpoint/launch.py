@@ -18,6 +18,7 @@ import msgspec
 from pinchpoint.calibrate import Demand, HostLimits, check_plan, quick_limits
 from pinchpoint.clock import monotonic_ns
 from pinchpoint.errors import PinchpointError, UnsupportedMeasurementError, UsageError
+from pinchpoint.fetch import tls_context
 from pinchpoint.load.fleet import Fleet, usable_cpus
 from pinchpoint.load.messages import Habits, Prompts, Timeouts, WorkerConfig
 from pinchpoint.load.wire import Endpoint, resolve
@@ -96,8 +97,10 @@ def read_api_key(plan: Plan) -> str | None:
 
 
 def open_access(plan: Plan, api_key: str | None) -> Access:
-    """Resolves every base URL. Raises UsageError or TargetError, see wire.resolve."""
+    """Resolves every base URL. Raises UsageError or TargetError, see wire.resolve and fetch.tls_context."""
     headers, secrets = _headers(plan, api_key)
+    if plan.ca_file is not None:
+        tls_context(plan.ca_file)  # also where no URL is https: a path that is wrong is told, and not passed over
     transport = plan.transport
     proxy = transport.proxy
     if proxy is not None and proxy.startswith(FROM_ENVIRONMENT):

@@ -184,6 +184,16 @@ def test_other_proxies_are_refused_before_anything_is_sent(proxy: str) -> None:
         open_access(plan_of({"proxy": proxy}), None)
 
 
+@pytest.mark.parametrize("url", [URL, "https://127.0.0.1:8443"])
+def test_an_authority_that_cannot_be_read_is_told_also_when_no_connection_is_encrypted(
+    url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "empty.pem").write_text("no certificate")
+    for name, says in (("none.pem", "cannot read the CA file .*none.pem"), ("empty.pem", "holds no certificate")):
+        with pytest.raises(UsageError, match=says):
+            open_access(plan_of(url=url, ca_file=str(tmp_path / name)), None)
+
+
 # -- processes -----------------------------------------------------------------------------------------------------
 
 
