@@ -37,6 +37,8 @@ ERROR_STATUSES: tuple[str, ...] = (
 """Failures of the service. A timeout is an error too, and also a latency miss; `cancelled`, `abandoned` and `dropped`
 are ours."""
 
+NO_PORT_ERROR = "no free local port"
+"""Error text of a request that was dropped because this host had no port left for its connection."""
 Phase = Literal["connect", "tls", "send", "headers", "first-token", "between-tokens", "total"]
 """What a request was waiting for when it failed or timed out."""
 

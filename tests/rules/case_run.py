@@ -244,12 +244,12 @@ def _record(
         "chunk_error_ns": 50_000,
         "requested_input_tokens": row["isl"],
         "requested_output_tokens": row["osl"],
-        "bytes_in": 0,
+        "bytes_in": client.get("bytes_in", 0),
         "status": row["status"],
         "attempts": None if dropped else 1,
     }
     if dropped:
-        values |= {"status": "dropped", "error": "no connection left"}
+        values |= {"status": "dropped", "error": client.get("dropped_error", "no connection left")}
     elif row["status"] == "rejected":
         values |= {"end_ns": ns(sent + 0.003), "http_status": service["status"], "retry_after_s": 1.0}
     elif row["first"] > stage_end_s:

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from pinchpoint.clock import NS_PER_S
 from pinchpoint.diagnose.features import Features
-from pinchpoint.model import ValidityReason
+from pinchpoint.model import NO_PORT_ERROR, ValidityReason
 
 LAG_FLOOR_S = 0.005
 """Lag below 5 ms is within what a timer and a busy kernel do; no SLO of a person's patience is that fine."""
@@ -46,6 +47,8 @@ SEGMENTS_PER_REQUEST = 4.0
 OTHER_TRAFFIC_MIN_RATIO = 4.0
 """A host that sent this many times the segments of the load had more to do than the load."""
 OTHERS = "; but most of its traffic is not of this load, so whose they were cannot be told"
+WINDOW_BYTES = 65_536
+"""What a TCP socket of Linux offers at first: half of net.ipv4.tcp_rmem's default of 131,072 bytes. It only grows."""
 HEADROOM_SUSPECT_RATIO = 0.9
 MISSING_INVALID_RATIO = 0.01
 
@@ -194,35 +197,49 @@ def receive_buffers(features: Features) -> ValidityReason:
             return ValidityReason(
                 "receive-buffers", "unknown", text + OTHERS, share, ZERO_WINDOW_SUSPECT_RATIO, "ratio"
             )
+        fill_s, stall_s = _buffer_fill_s(features), _highest(features, "client.loop_stall_max_s")
+        if fill_s is not None and stall_s is not None and stall_s < fill_s:
+            text += (
+                f"; none of this load's, whose fastest answer fills a window in {fill_s * 1e3:.3g} ms and waited "
+                f"{stall_s * 1e3:.3g} ms at most to be read"
+            )
+            return ValidityReason("receive-buffers", "ok", text, share, ZERO_WINDOW_SUSPECT_RATIO, "ratio")
         text += ": a reader was too slow, so the service had to wait with its answers"
         return ValidityReason("receive-buffers", "suspect", text, share, ZERO_WINDOW_SUSPECT_RATIO, "ratio")
     return ValidityReason("receive-buffers", "ok", text, share, ZERO_WINDOW_SUSPECT_RATIO, "ratio")
 
 
 def headroom(features: Features) -> ValidityReason:
-    """File descriptors and local ports in use against what there is."""
+    """File descriptors and local ports in use against what there is.
+
+    Ports in TIME_WAIT are told and do not count: the kernel gives them out again to other addresses, and on loopback to
+    the same. What counts is whether a request found none.
+    """
+    r = features.view.requests
+    portless = int(((r.status == "dropped") & (r.error == NO_PORT_ERROR)).sum())
+    if portless:
+        text = (
+            f"for {portless} requests no local port was free; widen net.ipv4.ip_local_port_range, set "
+            "net.ipv4.tcp_tw_reuse=1, or keep connections"
+        )
+        return ValidityReason("headroom", "suspect", text, float(portless), 0.0, "requests")
     used: list[tuple[float, str]] = []
     files, files_limit = _highest(features, "client.open_files"), _highest(features, "client.open_files_limit")
     if files is not None and files_limit:
-        used.append(
-            (
-                files / files_limit,
-                f"a load process had up to {files:.0f} of {files_limit:.0f} file descriptors (ulimit -n)",
-            )
-        )
-    ports = _highest(features, "client.ports_available")
-    sockets = [_highest(features, name) for name in ("client.tcp_sockets", "client.tcp_time_wait_sockets")]
-    if ports and sockets[0] is not None:
-        taken = sum(n or 0.0 for n in sockets)
-        text = f"this host had up to {taken:.0f} TCP sockets for {ports:.0f} local ports (net.ipv4.ip_local_port_range)"
-        used.append((taken / ports, text))
+        text = f"a load process had up to {files:.0f} of {files_limit:.0f} file descriptors (ulimit -n)"
+        used.append((files / files_limit, text))
+    ports, sockets = _highest(features, "client.ports_available"), _highest(features, "client.tcp_sockets")
+    if ports and sockets is not None:
+        waiting = _highest(features, "client.tcp_time_wait_sockets") or 0.0
+        text = f"this host had up to {sockets:.0f} TCP sockets in use for {ports:.0f} local ports"
+        text += f", and {waiting:.0f} more in TIME_WAIT" if waiting else ""
+        used.append((sockets / ports, text))
     if not used:
         return ValidityReason("headroom", "unknown", "open files and local ports of this host were not recorded")
     share, text = max(used)
-    if share > HEADROOM_SUSPECT_RATIO:
-        text += "; beyond the limit no connection can be opened"
-        return ValidityReason("headroom", "suspect", text, share, HEADROOM_SUSPECT_RATIO, "ratio")
-    return ValidityReason("headroom", "ok", text, share, HEADROOM_SUSPECT_RATIO, "ratio")
+    level = "suspect" if share > HEADROOM_SUSPECT_RATIO else "ok"
+    text += "; close to where no connection can be opened" if level == "suspect" else ""
+    return ValidityReason("headroom", level, text, share, HEADROOM_SUSPECT_RATIO, "ratio")
 
 
 def lost_workers(features: Features) -> ValidityReason:
@@ -290,6 +307,20 @@ def _mostly_others(features: Features) -> bool:
     requests = sum(stage.requests for stage in features.tested)
     events = float(np.nansum(features.view.requests.chunks))
     return sent is not None and sent > OTHER_TRAFFIC_MIN_RATIO * 2 * (SEGMENTS_PER_REQUEST * requests + events)
+
+
+def _buffer_fill_s(features: Features) -> float | None:
+    """Time in which the fastest answer fills the window that a socket begins with; None when no size is known."""
+    table = features.view.run.record_columns(("bytes_in", "headers_ns", "end_ns"))
+    columns = [
+        np.asarray(table.column(name).fill_null(0).to_numpy(), float) for name in ("bytes_in", "headers_ns", "end_ns")
+    ]
+    size_bytes, began_ns, ended_ns = columns
+    known = (size_bytes > 0) & (began_ns > 0) & (ended_ns > began_ns)
+    if not known.any():
+        return None
+    pace = float((size_bytes[known] / ((ended_ns - began_ns)[known] / NS_PER_S)).max())
+    return WINDOW_BYTES / pace
 
 
 def _events(features: Features, kind: str) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from urllib.parse import SplitResult, quote, unquote, urlsplit
 from pinchpoint.clock import NS_PER_S, monotonic_ns, realtime_offset_ns
 from pinchpoint.errors import TargetError, UsageError
 from pinchpoint.fetch import URL_CHARACTERS, open_socket
+from pinchpoint.model import NO_PORT_ERROR
 
 if TYPE_CHECKING:
     from pinchpoint.load.exchange import Exchange
@@ -400,7 +401,7 @@ def explain(error: OSError) -> str:
         errno.ENETUNREACH: "network unreachable",
         errno.ENOENT: "there is no such Unix socket",
         errno.EACCES: "no permission to use the Unix socket",
-        errno.EADDRNOTAVAIL: "no free local port",
+        errno.EADDRNOTAVAIL: NO_PORT_ERROR,
         errno.EMFILE: "too many open files on this host",
         errno.ENFILE: "too many open files on this host",
         errno.ENOBUFS: "no memory for sockets on this host",

@@ -10,7 +10,7 @@ import pytest
 from case_run import build_case
 
 from pinchpoint.judge import judge
-from pinchpoint.model import ValidityReason, Verdict
+from pinchpoint.model import NO_PORT_ERROR, ValidityReason, Verdict
 from pinchpoint.series import RunView
 
 SEARCH: dict[str, Any] = {"rates": [1, 2, 3], "overload": False, "service": {"a": 0.01}}
@@ -124,8 +124,13 @@ def test_a_stop_is_measured_against_the_latency_promised(tmp_path: Path) -> None
         ("headroom", {"open_files": "850x120", "open_files_limit": "1000x120"}, "ok"),
         (
             "headroom",
-            {"tcp_sockets": "900x120", "tcp_time_wait_sockets": "27000x120", "ports_available": "28232x120"},
+            {"tcp_sockets": "27000x120", "tcp_time_wait_sockets": "0x120", "ports_available": "28232x120"},
             "suspect",
+        ),
+        (
+            "headroom",  # they wait to be free again, and nobody was kept from opening one
+            {"tcp_sockets": "900x120", "tcp_time_wait_sockets": "40000x120", "ports_available": "28232x120"},
+            "ok",
         ),
         ("headroom", {"tcp_sockets": "900x120", "ports_available": "28232x120"}, "ok"),
     ],
@@ -163,6 +168,43 @@ def test_throttling_tells_for_how_long_and_what_to_do(tmp_path: Path) -> None:
     }
     statement = reason(judged(tmp_path, series=series), "cpu-quota").statement
     assert "held it back for" in statement and "cpu.max" in statement
+
+
+@pytest.mark.parametrize(("stall", "expected"), [("0.002x120", "ok"), ("2.5x120", "suspect")])
+def test_windows_closed_by_others_are_not_laid_on_a_load_that_read_in_time(
+    tmp_path: Path, stall: str, expected: str
+) -> None:
+    """An answer of 40 kB in two seconds fills a window of 64 KiB in three."""
+    series = {"client.tcp_zero_window_total": "0+5x120", "client.loop_stall_max_s": stall}
+    client = {"bytes_in": 40_000 if expected == "ok" else 400_000}
+    found = reason(judged(tmp_path, client=client, series=series), "receive-buffers")
+    assert found.level == expected
+    assert ("none of this load's" in found.statement) == (expected == "ok")
+
+
+PORTS = {
+    "client.tcp_sockets": "900x120",
+    "client.tcp_time_wait_sockets": "28000x120",
+    "client.ports_available": "28232x120",
+}
+
+
+def test_ports_that_wait_to_be_free_are_told_apart_from_sockets_in_use(tmp_path: Path) -> None:
+    statement = reason(judged(tmp_path, series=PORTS), "headroom").statement
+    assert "900 TCP sockets in use" in statement and "28000 more in TIME_WAIT" in statement
+    assert "no connection" not in statement
+
+
+@pytest.mark.parametrize("series", [PORTS, {}], ids=["watched", "not-watched"])
+def test_requests_that_found_no_port_say_so(tmp_path: Path, series: dict[str, str]) -> None:
+    lack = {"dropped": 0.005, "dropped_error": NO_PORT_ERROR}
+    found = reason(judged(tmp_path, LOAD | {"rates": [100]}, client=lack, series=series), "headroom")
+    assert found.level == "suspect"
+    assert "no local port was free" in found.statement and "tcp_tw_reuse" in found.statement
+
+
+def test_requests_that_were_dropped_for_another_reason_do_not_blame_the_ports(tmp_path: Path) -> None:
+    assert level(tmp_path, "headroom", LOAD | {"rates": [100]}, client={"dropped": 0.005}, series=PORTS) == "ok"
 
 
 # -- what the run itself tells ----------------------------------------
