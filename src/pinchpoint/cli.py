@@ -467,7 +467,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        code = _fail(f"{error}; see pinchpoint --help", EXIT_USAGE, wants_json)
+        hint = "write --duration=-5s for a value that begins with -; " if "requires an argument" in str(error) else ""
+        code = _fail(f"{error}; {hint}see pinchpoint --help", EXIT_USAGE, wants_json)
     except PinchpointError as error:
         code = _fail(str(error), error.exit_code, wants_json)
     except KeyboardInterrupt:

@@ -27,6 +27,8 @@ GAP_TOLERANCE_S = 0.001
 """A gap that is off by less than either changes no queue: a decode step takes longer than a millisecond."""
 DISTANCE_MAX = 0.05
 """More than one in twenty gaps out of place is another arrival process."""
+GAPS_MOVED_MIN = 3
+"""One or two gaps out of place are an accident, whatever share of a few gaps they are."""
 P_MIN = 0.01
 BEHIND_GAP_RATIO = 0.25
 """A request that leaves within a quarter of the mean gap is in its place; see also GAP_TOLERANCE_S."""
@@ -322,6 +324,8 @@ def _lengths(asked: np.ndarray, counted: np.ndarray, mask: np.ndarray) -> Length
 def _unsent_flags(o: Outcomes) -> list[str]:
     dropped, lost = int((o.status == STATUSES.index("dropped")).sum()), len(o.lost_stage)
     flags = []
+    if o.stages and not len(o) and not lost:
+        flags.append("no arrival fell into the load, which was too short for its rate; give a longer --duration")
     if dropped:
         flags.append(f"{counted(dropped, 'request')} never left: this host could not send what was due")
     if lost:
@@ -340,7 +344,11 @@ def _arrival_flags(found: ArrivalFit) -> list[str]:
             f"up to {found.backlog_max} of {found.offered} requests{_in(found.name)} were due and not yet sent: the "
             f"latest left {format_duration(found.late_max_s)} late"
         )
-    elif found.gap_distance is not None and found.gap_distance > DISTANCE_MAX:
+    elif (
+        found.gap_distance is not None
+        and found.gap_distance > DISTANCE_MAX
+        and found.gap_distance * (found.offered - 1) >= GAPS_MOVED_MIN - 0.5  # a share of the gaps, so nearly whole
+    ):
         flags.append(
             f"requests{_in(found.name)} did not leave at the gaps that were scheduled (distance "
             f"{significant(found.gap_distance, 2)}, at most {DISTANCE_MAX:g} is expected)"

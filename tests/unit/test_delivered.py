@@ -240,3 +240,17 @@ def test_an_empty_run_proves_nothing_and_breaks_nothing(tmp_path: Path) -> None:
     found = delivery(tmp_path, [], load_stage(kind="warmup"))
     assert (found.arrivals, found.concurrency, found.flags) == ((), (), ())
     assert delivery(tmp_path / "b", []).per_second.offered == [0] * 10
+
+
+@pytest.mark.parametrize(("moved", "flagged"), [(1, False), (6, True)])
+def test_one_gap_of_a_few_out_of_place_is_an_accident(tmp_path: Path, moved: int, flagged: bool) -> None:
+    """Twelve requests at 10/s, of which the first few leave 20 ms late."""
+    answers = [
+        served(due_s, lag_s=0.02 if i in range(1, 2 * moved, 2) else 0.0) for i, due_s in enumerate(even(10, 1.2))
+    ]
+    found = delivery(tmp_path, answers, flat(10, "constant", 1.2))
+    assert any("did not leave at the gaps" in flag for flag in found.flags) == flagged
+
+
+def test_a_load_into_which_no_arrival_fell_says_so(tmp_path: Path) -> None:
+    assert "no arrival fell into the load" in delivery(tmp_path, [], flat(0.001, "poisson", 2)).flags[0]

@@ -70,7 +70,7 @@ def completeness(features: Features) -> ValidityReason:
     if manifest.status == "complete":
         return ValidityReason("complete", "ok", "the run went to its end")
     why = manifest.abort_reason or "it was never sealed"
-    return ValidityReason("complete", "suspect", f"the run stopped early ({why}); later stages are missing")
+    return ValidityReason("complete", "suspect", f"the run stopped early ({why}); what was to come is missing")
 
 
 def send_lag(features: Features) -> ValidityReason:

@@ -69,6 +69,8 @@ def render_load(
     parts: list[RenderableType] = [_title(answer), *_validity(answer), Text(""), body, _latencies(answer, width)]
     if len(answer.result.stages) > 1:
         parts += [Text(""), _stages(answer.result.stages, width)]
+    if answer.result.backends:
+        parts += [Text(""), _backends(answer)]
     notes = answer.notes
     if notes:
         parts.append(Text(""))
@@ -204,6 +206,8 @@ def _proofs(delivery: Delivery) -> list[str]:
 
 
 def _users(found: ConcurrencyFit) -> str:
+    if not found.comparable:  # a ramp, or users who think: not all of them are meant to be in flight
+        return f"{significant(found.mean or 0.0)} of {found.asked} users in flight on average"
     full = "" if found.full_ratio is None else f", all of them {format_ratio(found.full_ratio)} of the time"
     return f"{significant(found.mean or 0.0)} of {found.asked} users in flight{full}"
 
@@ -316,6 +320,27 @@ def _stages(stages: Sequence[StageLoad], width: int) -> RenderableType:
     if len(stages) > STAGES_SHOWN:
         lines.append(Text(f"{len(stages) - STAGES_SHOWN} more stages are in the JSON", style="dim"))
     return Group(*lines)
+
+
+def _backends(answer: LoadAnswer) -> RenderableType:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", expand=False)
+    table.add_column("backend", overflow="ellipsis")
+    for label in ("sent", "completed", "failed", "TTFT p50"):
+        table.add_column(label, justify="right", no_wrap=True)
+    urls = [answer.manifest.target.url, *(more["url"] for more in answer.manifest.plan.get("backends", ()))]
+    for number, url in enumerate(urls):
+        tally = answer.result.backends.get(str(number))
+        if tally is None:
+            table.add_row(literal(url), "0", "0", "0", MISSING)
+            continue
+        table.add_row(
+            literal(url),
+            format_count(tally.issued),
+            format_count(tally.completed),
+            Text(format_count(tally.failed), style="red" if tally.failed else ""),
+            format_duration(tally.metrics["ttft_s"].p50),
+        )
+    return Group(Text("BACKENDS", style="bold"), table)
 
 
 def _asked_short(stage: StageLoad) -> str:

@@ -190,6 +190,8 @@ def _is_text(event: bytes) -> bool:
 
 def parse_answer(body: bytes) -> Chunk:
     """A whole, non-streamed answer. Raises ValueError when it is not a completion."""
+    if body.lstrip()[:1] == b"<":
+        raise ValueError("the answer is an HTML page, not a completion")
     try:
         payload = _decoder.decode(body)
     except (msgspec.MsgspecError, RecursionError) as error:

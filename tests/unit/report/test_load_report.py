@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -195,3 +196,20 @@ def test_the_json_has_its_keys_and_figures(plain: LoadAnswer) -> None:
     assert found["stages"][0]["offered"] == found["offered"]
     assert sum(found["delivered"]["per_second"]["offered"]) == found["offered"]
     assert found["workers"][0]["issued"] == found["issued"]
+
+
+def test_each_of_several_backends_has_its_line(tmp_path: Path) -> None:
+    dead = {"error": "connection refused", "phase": "connect", "backend": 1}
+    answers = [served(0.1 * i, fields={"backend": 0}) for i in range(8)]
+    answers += [Answer(0.1 * i + 0.05, 0.1 * i + 0.05, status="transport_error", fields=dead) for i in range(4)]
+    plan = {"backends": [{"url": "http://b.example", "weight": 1.0}]}
+    screen = load_text(answer(tmp_path, answers, plan=plan), 100)
+    block = screen[screen.index("BACKENDS") :]
+    assert re.search(r"http://127.0.0.1:8000 +8 +8 +0", block)
+    assert re.search(r"http://b.example +4 +0 +4", block)
+
+
+def test_users_who_think_are_not_held_against_all_of_them_being_in_flight(tmp_path: Path) -> None:
+    stage = load_stage(concurrency=4, think_s=1.0, length_s=10)
+    screen = load_text(answer(tmp_path, [served(float(i), closed=True) for i in range(8)], stage), 100)
+    assert "of 4 users in flight on average" in screen

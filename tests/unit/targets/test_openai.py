@@ -79,3 +79,9 @@ def test_engine_fields_are_sent_only_to_engines_that_know_them() -> None:
     text = json.loads(OpenAITarget("/v1/completions", "m", "vllm", stream=False).build("hello", 8))
     assert text["prompt"] == "hello"
     assert "stream_options" not in text
+
+
+@pytest.mark.parametrize("body", [b"<!doctype html><p>hello", b"\n <html></html>"])
+def test_an_html_page_is_called_one(body: bytes) -> None:
+    with pytest.raises(ValueError, match="HTML page"):
+        parse_answer(body)
