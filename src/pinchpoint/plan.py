@@ -38,16 +38,93 @@ class LengthSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max: int
 
 
+class JointSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Lengths as they occur together, from a trace.
+
+    input_tokens: quantiles at evenly spaced probabilities from 0 to 1. output_tokens: one such list for each of as many
+    equally likely ranges of the input length, shortest inputs first.
+    """
+
+    input_tokens: tuple[int, ...]
+    output_tokens: tuple[tuple[int, ...], ...]
+
+
+class PrefixSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Beginnings that requests share: `ratio` of them begin with one of `pool` texts of `tokens`, and the k-th most
+    popular text is picked in proportion to k^-skew (Zipf; 0: all alike)."""
+
+    tokens: int
+    pool: int = 1
+    ratio: float = 1.0
+    skew: float = 0.0
+
+
+class DocumentsSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Texts that go with a request: to be ranked, or embedded in one batch."""
+
+    count: int
+    tokens: int
+
+
+class ImagesSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Pictures in every user's message, in pixels."""
+
+    count: int = 1
+    width: int = 512
+    height: int = 512
+
+
+ContentKind = Literal["prose", "code"]
+
+
+class ClassSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One kind of request of a workload. What is None is the preset's, or none at all.
+
+    input_tokens: of one user's message with its shared beginning, without system prompt and history; a number is the
+    mean of the preset's shape. joint: in place of both lengths. turns, think: of a conversation, as in a stage of
+    sessions. system_tokens: of a system prompt that all requests of the class share. tools: functions offered. schema:
+    name of a built-in JSON schema, or a file that holds one. api: target of this class. slos: of this class alone.
+    """
+
+    name: str = ""
+    preset: str | None = None
+    weight: float = 1.0
+    input_tokens: int | LengthSpec | None = None
+    output_tokens: int | LengthSpec | None = None
+    joint: JointSpec | None = None
+    turns: int | str | None = None
+    think: str | None = None
+    system_tokens: int | None = None
+    prefix: PrefixSpec | None = None
+    documents: DocumentsSpec | None = None
+    content: ContentKind | None = None
+    tools: int | None = None
+    schema: str | None = None
+    images: ImagesSpec | None = None
+    api: str | None = None
+    slos: tuple[str, ...] = ()
+
+
 class WorkloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """preset: see `docs/reference/workloads.md`. The token counts replace the preset's means, keeping its shape.
 
-    exact: a token count that is given is the length of every request, without any scatter.
+    exact: a token count that is given is the length of every request, without any scatter. classes: what the workload
+    is made of, in place of the preset's; a request is of a class with a probability in proportion to its weight.
     """
 
     preset: str = "chat"
     input_tokens: int | None = None
     output_tokens: int | None = None
     exact: bool = False
+    classes: tuple[ClassSpec, ...] = ()
+
+
+class TokenizerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How tokens of prompts are counted. file: a tokenizer.json. source: "service" asks the service, "estimate" goes by
+    words, "auto" takes a file if given, else the service where it can count, else the estimate."""
+
+    source: Literal["auto", "service", "file", "estimate"] = "auto"
+    file: str | None = None
 
 
 class _Open(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_fields=True, kw_only=True):
@@ -60,6 +137,7 @@ class _Open(msgspec.Struct, frozen=True, tag_field="kind", forbid_unknown_fields
     arrivals: str = "poisson"
     requests: int | None = None
     name: str = ""
+    workload: str | None = None
 
 
 class OpenStage(_Open, frozen=True, tag="open"):
@@ -132,6 +210,7 @@ class SessionsStage(
     turns: int | str = 4
     think: str = "0s"
     name: str = ""
+    workload: str | None = None
 
 
 TimeUnit = Literal["s", "ms", "us", "ns", "iso"]
@@ -160,6 +239,7 @@ class ReplayStage(
     requests: int | None = None
     loop: bool = False
     name: str = ""
+    workload: str | None = None
 
 
 class ClosedStage(msgspec.Struct, frozen=True, tag="closed", tag_field="kind", forbid_unknown_fields=True):
@@ -175,6 +255,7 @@ class ClosedStage(msgspec.Struct, frozen=True, tag="closed", tag_field="kind", f
     name: str = ""
     to_concurrency: int | None = None
     requests: int | None = None
+    workload: str | None = None
 
 
 OpenKind = OpenStage | RampStage | StepsStage | SpikeStage | SineStage | OnOffStage
@@ -212,7 +293,14 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     seed: int
     model: str | None = None
     name: str = "run"
+    api: str | None = None
+    """Name of a target or path of an API; None: what the service is found to speak."""
+    api_options: dict[str, Any] = {}
+    """Of the target: a template of requests and answers, names of tensors; see the target's page."""
+    tokenizer: TokenizerSpec = TokenizerSpec()
     workload: WorkloadSpec = WorkloadSpec()
+    workloads: dict[str, WorkloadSpec] = {}
+    """Further workloads, for stages that name them."""
     slos: tuple[str, ...] = ()
     budget_s: float = DEFAULT_BUDGET_S
     max_rate_rps: float | None = None

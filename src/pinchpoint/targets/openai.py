@@ -10,7 +10,9 @@ from typing import Any
 
 import msgspec
 
+from pinchpoint.prompt import Prompt
 from pinchpoint.targets.sse import SseParser
+from pinchpoint.targets.target import DONE, EMPTY, Chunk, Framing, Usage, count, error_text
 from pinchpoint.targets.template import cut, is_plain
 
 CHAT_PATH = "/v1/chat/completions"
@@ -25,37 +27,16 @@ EXTRA_BODY: dict[str, dict[str, Any]] = {
 """Fields beyond the OpenAI API that an engine understands. Others get none: strict servers reject unknown fields."""
 
 
-class Usage(msgspec.Struct, frozen=True):
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
-
-
-class Chunk(msgspec.Struct, frozen=True):
-    """Meaning of one stream event. All false or None: an event without content (role, keep-alive)."""
-
-    content: bool = False
-    reasoning: bool = False
-    tool: bool = False
-    finish_reason: str | None = None
-    usage: Usage | None = None
-    error: str | None = None
-    done: bool = False
-
-    @property
-    def has_text(self) -> bool:
-        return self.content or self.reasoning or self.tool
-
-
-EMPTY = Chunk()
-DONE = Chunk(done=True)
-
-
 class OpenAITarget:
     """Builds requests for one model and reads answers. Prompts arrive as text; lengths as tokens."""
 
+    framing: Framing = "sse"
+    needs_finish = True
+    generates = True
+    headers: tuple[tuple[str, str], ...] = ()
+
     def __init__(self, path: str, model: str, engine: str, *, stream: bool = True, usage: bool = True) -> None:
+        self.name = "chat" if path.endswith("/chat/completions") else "completions"
         self.path = path
         self.stream = stream
         self._chat = path.endswith("/chat/completions")
@@ -64,12 +45,12 @@ class OpenAITarget:
         if stream and usage:
             self._fixed["stream_options"] = {"include_usage": True}
 
-    def build(self, prompt: str, max_output_tokens: int) -> bytes:
-        body = dict(self._fixed, max_tokens=max_output_tokens)
+    def build(self, prompt: Prompt) -> bytes:
+        body = dict(self._fixed, max_tokens=prompt.max_output_tokens)
         if self._chat:
-            body["messages"] = [{"role": "user", "content": prompt}]
+            body["messages"] = [{"role": message.role, "content": message.text} for message in prompt.messages]
         else:
-            body["prompt"] = prompt
+            body["prompt"] = prompt.text
         return msgspec.json.encode(body)
 
     @staticmethod
@@ -166,12 +147,12 @@ def parse_event(event: bytes, data: bytes) -> Chunk:
         payload = _decoder.decode(data)
     except (msgspec.MsgspecError, RecursionError) as error:
         if event == b"error":
-            return Chunk(error=_error_text(data.decode("utf-8", "replace")))
+            return Chunk(error=error_text(data.decode("utf-8", "replace")))
         raise ValueError(f"stream event is not a completion chunk ({error})") from None
     if payload.error or event == b"error":
-        return Chunk(error=_error_text(payload.error or data.decode("utf-8", "replace")))
+        return Chunk(error=error_text(payload.error or data.decode("utf-8", "replace")))
     if payload.object == "error":
-        return Chunk(error=_error_text(payload.message or data.decode("utf-8", "replace")))
+        return Chunk(error=error_text(payload.message or data.decode("utf-8", "replace")))
     return _meaning(payload)
 
 
@@ -197,35 +178,36 @@ def parse_answer(body: bytes) -> Chunk:
     except (msgspec.MsgspecError, RecursionError) as error:
         raise ValueError(f"answer is not a completion ({error})") from None
     if payload.error or payload.object == "error":
-        return Chunk(error=_error_text(payload.error or payload.message or body.decode("utf-8", "replace")))
+        return Chunk(error=error_text(payload.error or payload.message or body.decode("utf-8", "replace")))
     if not payload.choices:
         raise ValueError("answer holds no choices")
     return _meaning(payload)
 
 
 def _meaning(payload: _Payload) -> Chunk:
-    content = reasoning = tool = False
+    reasoning = tool = False
+    text = ""
     finish_reason: str | None = None
     for choice in payload.choices or ():
         delta = choice.delta or choice.message
         if delta is not None:
             if isinstance(delta.content, list):
-                content = content or _has_text(delta.content)
-                reasoning = reasoning or any(_has_text(part.get("thinking")) for part in _parts(delta.content))
+                text += _text_of(delta.content)
+                reasoning = reasoning or any(_text_of(part.get("thinking")) for part in _parts(delta.content))
             else:
-                content = content or bool(delta.content)
-            content = content or bool(delta.refusal)
+                text += _string(delta.content)
+            text += _string(delta.refusal)
             reasoning = reasoning or bool(delta.reasoning_content) or bool(delta.reasoning)
             for call in delta.tool_calls or ():
                 tool = tool or (call.function is not None and bool(call.function.name or call.function.arguments))
             if isinstance(delta.function_call, dict):
                 tool = tool or any(delta.function_call.values())
-        content = content or bool(choice.text)
+        text += _string(choice.text)
         finish_reason = finish_reason or choice.finish_reason or None  # an empty one is none
     told = payload.usage or (payload.x_groq.usage if payload.x_groq is not None else None)
     usage = _usage(told) if told is not None else None
     error = f"finish reason {finish_reason}" if finish_reason in FAILED_REASONS else None
-    return Chunk(content, reasoning, tool, finish_reason, usage, error)
+    return Chunk(bool(text), reasoning, tool, finish_reason, usage, error, text=text)
 
 
 def _parts(content: Any) -> list[dict[str, Any]]:
@@ -233,41 +215,24 @@ def _parts(content: Any) -> list[dict[str, Any]]:
     return [part for part in content if isinstance(part, dict)] if isinstance(content, list) else []
 
 
-def _has_text(parts: Any) -> bool:
-    return any(part.get("text") for part in _parts(parts))
+def _text_of(parts: Any) -> str:
+    return "".join(_string(part.get("text")) for part in _parts(parts))
 
 
-TOKENS_MAX = 2**31 - 1
-"""No answer has more. Records hold 32-bit counts, and a count that cannot be is one that is not known."""
+def _string(text: Any) -> str:
+    """What stands where a text belongs; a number or an object there is said as it is written."""
+    return text if isinstance(text, str) else "" if not text else str(text)
 
 
 def _usage(told: _Usage) -> Usage | None:
     """None when the number of output tokens is not told or cannot be."""
-    output_tokens = _count(told.completion_tokens)
+    output_tokens = count(told.completion_tokens)
     if output_tokens is None:
         return None
     cached, reasoning = told.prompt_tokens_details, told.completion_tokens_details
     return Usage(
-        input_tokens=_count(told.prompt_tokens),
+        input_tokens=count(told.prompt_tokens),
         output_tokens=output_tokens,
-        cached_tokens=_count(told.cached_tokens if cached is None else cached.cached_tokens),
-        reasoning_tokens=_count(None if reasoning is None else reasoning.reasoning_tokens),
+        cached_tokens=count(told.cached_tokens if cached is None else cached.cached_tokens),
+        reasoning_tokens=count(None if reasoning is None else reasoning.reasoning_tokens),
     )
-
-
-def _count(tokens: Any) -> int | None:
-    """A number of tokens; some services write it as 5.0. None for whatever cannot be one."""
-    if tokens is None:
-        return None
-    if isinstance(tokens, float) and tokens.is_integer():
-        tokens = int(tokens)
-    return tokens if type(tokens) is int and 0 <= tokens <= TOKENS_MAX else None
-
-
-ERROR_TEXT_CHARS = 300
-
-
-def _error_text(error: Any) -> str:
-    if isinstance(error, dict):
-        error = error.get("message") or error.get("detail") or error
-    return str(error)[:ERROR_TEXT_CHARS]
