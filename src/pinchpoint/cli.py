@@ -26,8 +26,9 @@ app.command(lab_app)
 
 _LOAD = Group("Load", sort_key=1)
 _ACCESS = Group("Access", sort_key=2)
-_ENGINE = Group("Load generator", sort_key=3)
-_OUTPUT = Group("Output", sort_key=4)
+_API = Group("API", sort_key=3)
+_ENGINE = Group("Load generator", sort_key=4)
+_OUTPUT = Group("Output", sort_key=5)
 
 Json = Annotated[bool, Parameter(name="--json", negative="", group=_OUTPUT, help="Print JSON and nothing else.")]
 Slos = Annotated[
@@ -37,6 +38,36 @@ Slos = Annotated[
 KeyEnv = Annotated[str | None, Parameter(group=_ACCESS, help="Environment variable that holds the API key.")]
 KeyFile = Annotated[Path | None, Parameter(group=_ACCESS, help="File that holds the API key.")]
 CaFile = Annotated[Path | None, Parameter(group=_ACCESS, help="Certificates of a private authority, PEM.")]
+Model = Annotated[str | None, Parameter(help="Model to ask; default: the only or first one served.")]
+Api = Annotated[
+    str | None,
+    Parameter(group=_API, help="What the service speaks: a target's name or a path; default: found out, else chat."),
+]
+Template = Annotated[
+    Path | None, Parameter(group=_API, help="Requests and answers of a service of your own, as a template (TOML).")
+]
+ApiOptions = Annotated[
+    tuple[str, ...],
+    Parameter(name="--api-option", group=_API, negative="", help="Option of the target, NAME=VALUE. Repeatable."),
+]
+Workload = Annotated[
+    str | None, Parameter(group=_LOAD, help="Name of a workload (`pinchpoint workloads`), or a TOML file.")
+]
+Tokenizer = Annotated[
+    str | None,
+    Parameter(
+        group=_LOAD, help="Who counts tokens: a tokenizer.json, service or estimate; default: the best there is."
+    ),
+]
+Seed = Annotated[int | None, Parameter(group=_LOAD, help="Fixes arrivals, lengths and prompts; default: random.")]
+Stream = Annotated[bool, Parameter(group=_LOAD, help="Ask for streamed answers.")]
+Workers = Annotated[int | None, Parameter(group=_ENGINE, help="Load processes; default: one per core.")]
+Realtime = Annotated[bool, Parameter(group=_ENGINE, help="Real-time priority for the load processes.")]
+Force = Annotated[bool, Parameter(group=_ENGINE, help="Send even what this host cannot; the run is marked.")]
+MaxInFlight = Annotated[
+    int | None, Parameter(group=_LOAD, help="Guard: end when more requests are unanswered; default 5000.")
+]
+Out = Annotated[Path | None, Parameter(group=_OUTPUT, help="Run directory to write; must not exist.")]
 RunPath = Annotated[Path, Parameter(help="Run directory that `pinchpoint run` wrote.")]
 
 
@@ -45,9 +76,9 @@ def run(
     url: Annotated[str | None, Parameter(help="Base URL of the service, such as http://127.0.0.1:8000.")] = None,
     /,
     *,
-    model: Annotated[str | None, Parameter(help="Model to ask; default: the only or first one served.")] = None,
+    model: Model = None,
     slo: Slos = (),
-    workload: Annotated[str | None, Parameter(group=_LOAD, help="chat, chat-short or summarise.")] = None,
+    workload: Workload = None,
     input_tokens: Annotated[
         int | None, Parameter(group=_LOAD, help="Mean prompt length instead of the preset's.")
     ] = None,
@@ -56,39 +87,49 @@ def run(
     ] = None,
     budget: Annotated[str | None, Parameter(group=_LOAD, help="Time for the whole search, such as 3m.")] = None,
     max_rate: Annotated[str | None, Parameter(group=_LOAD, help="Never offer more than this many requests/s.")] = None,
-    max_in_flight: Annotated[
-        int | None, Parameter(group=_LOAD, help="Guard: end the run when more requests are unanswered; default 5000.")
-    ] = None,
-    seed: Annotated[
-        int | None, Parameter(group=_LOAD, help="Fixes arrivals, lengths and prompts; default: random.")
-    ] = None,
-    stream: Annotated[bool, Parameter(group=_LOAD, help="Ask for streamed answers.")] = True,
+    max_in_flight: MaxInFlight = None,
+    seed: Seed = None,
+    stream: Stream = True,
+    tokenizer: Tokenizer = None,
     plan: Annotated[
         Path | None, Parameter(group=_LOAD, help="Plan file (TOML); flags fill what it leaves out.")
     ] = None,
-    workers: Annotated[int | None, Parameter(group=_ENGINE, help="Load processes; default: one per core.")] = None,
-    realtime: Annotated[bool, Parameter(group=_ENGINE, help="Real-time priority for the load processes.")] = False,
-    force: Annotated[bool, Parameter(group=_ENGINE, help="Send stages that this host cannot; marked.")] = False,
+    api: Api = None,
+    template: Template = None,
+    api_option: ApiOptions = (),
+    workers: Workers = None,
+    realtime: Realtime = False,
+    force: Force = False,
     metrics_url: Annotated[str | None, Parameter(group=_ACCESS, help="Metrics page, when it is elsewhere.")] = None,
     api_key_env: KeyEnv = None,
     api_key_file: KeyFile = None,
     ca_file: CaFile = None,
-    out: Annotated[Path | None, Parameter(group=_OUTPUT, help="Run directory to write; must not exist.")] = None,
+    out: Out = None,
     as_json: Json = False,
 ) -> int:
     """Find how much load the service carries within its SLOs, what gives way first, and what to change."""
     from pinchpoint.conclude import judge_directory, write_answer
     from pinchpoint.plan import build_plan, read_plan
     from pinchpoint.report.live import show_progress
+    from pinchpoint.requestflags import request_values
     from pinchpoint.runner import run_live
     from pinchpoint.units import parse_duration_s, parse_rate_rps
 
-    shape = {"preset": workload, "input_tokens": input_tokens, "output_tokens": output_tokens}
+    asked_of_each = request_values(
+        workload=workload,
+        input_tokens=input_tokens,
+        output_tokens=output_tokens,
+        exact=False,
+        api=api,
+        template=template,
+        api_options=api_option,
+        tokenizer=tokenizer,
+    )
     flags: dict[str, Any] = {
+        **asked_of_each,
         "url": url,
         "model": model,
         "slos": slo or None,
-        "workload": {key: value for key, value in shape.items() if value is not None} or None,
         "budget_s": parse_duration_s(budget) if budget is not None else None,
         "max_rate_rps": parse_rate_rps(max_rate) if max_rate is not None else None,
         "max_in_flight": max_in_flight,
@@ -134,14 +175,18 @@ def load(
     think: Annotated[
         str | None, Parameter(group=_LOAD, help="Closed loop: pause before the next request, such as exponential:2s.")
     ] = None,
-    model: Annotated[str | None, Parameter(help="Model to ask; default: the first one served.")] = None,
-    workload: Annotated[str | None, Parameter(group=_LOAD, help="chat, chat-short or summarise.")] = None,
+    model: Model = None,
+    slo: Slos = (),
+    workload: Workload = None,
     input_tokens: Annotated[int | None, Parameter(group=_LOAD, help="Length of every prompt.")] = None,
     output_tokens: Annotated[int | None, Parameter(group=_LOAD, help="Length of every answer.")] = None,
-    stream: Annotated[bool, Parameter(group=_LOAD, help="Ask for streamed answers.")] = True,
+    stream: Stream = True,
     usage: Annotated[bool, Parameter(group=_LOAD, help="Ask for token counts at the end of streams.")] = True,
-    api: Annotated[str | None, Parameter(help="Path of the API; default /v1/chat/completions.")] = None,
-    seed: Annotated[int | None, Parameter(group=_LOAD, help="Fixes arrivals, lengths and prompts.")] = None,
+    tokenizer: Tokenizer = None,
+    api: Api = None,
+    template: Template = None,
+    api_option: ApiOptions = (),
+    seed: Seed = None,
     patience: Annotated[
         str | None, Parameter(group=_LOAD, help="Users hang up after this, such as lognormal:20s:0.5; default: never.")
     ] = None,
@@ -150,12 +195,10 @@ def load(
     connect_timeout: Annotated[str | None, Parameter(group=_LOAD, help="Until connected; default 10s.")] = None,
     first_token_timeout: Annotated[str | None, Parameter(group=_LOAD, help="Until the first token.")] = None,
     token_timeout: Annotated[str | None, Parameter(group=_LOAD, help="From one token to the next.")] = None,
-    max_in_flight: Annotated[
-        int | None, Parameter(group=_LOAD, help="Guard: end when more requests are unanswered; default 5000.")
-    ] = None,
-    workers: Annotated[int | None, Parameter(group=_ENGINE, help="Load processes; default: one per core.")] = None,
-    realtime: Annotated[bool, Parameter(group=_ENGINE, help="Real-time priority for the load processes.")] = False,
-    force: Annotated[bool, Parameter(group=_ENGINE, help="Send more than this host can; the run is marked.")] = False,
+    max_in_flight: MaxInFlight = None,
+    workers: Workers = None,
+    realtime: Realtime = False,
+    force: Force = False,
     header: Annotated[
         tuple[str, ...],
         Parameter(group=_ACCESS, negative="", help="'Name: value', secrets as 'Name: env:VARIABLE'. Repeatable."),
@@ -178,7 +221,7 @@ def load(
     api_key_env: KeyEnv = None,
     api_key_file: KeyFile = None,
     ca_file: CaFile = None,
-    out: Annotated[Path | None, Parameter(group=_OUTPUT, help="Run directory to write; must not exist.")] = None,
+    out: Out = None,
     as_json: Json = False,
 ) -> int:
     """Put a plain load on a service and measure it: no search, no diagnosis, no need for /v1/models or /metrics."""
@@ -186,8 +229,8 @@ def load(
     from pinchpoint.loadflags import load_plan
     from pinchpoint.loadrun import run_load
     from pinchpoint.report.live import show_progress
+    from pinchpoint.requestflags import request_values
 
-    shape = {"preset": workload, "input_tokens": input_tokens, "output_tokens": output_tokens}
     transport = {
         "proxy": proxy,
         "unix_socket": unix_socket,
@@ -200,6 +243,7 @@ def load(
         {
             "url": url,
             "model": model,
+            "slos": slo or None,
             "seed": seed if seed is not None else random.SystemRandom().randrange(1, 2**31),
             "stream": stream,
             "patience": patience,
@@ -215,7 +259,16 @@ def load(
             "api_key_file": str(api_key_file) if api_key_file else None,
             "ca_file": str(ca_file) if ca_file else None,
         },
-        workload={key: value for key, value in shape.items() if value is not None},
+        requested=request_values(
+            workload=workload,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+            exact=True,
+            api=api,
+            template=template,
+            api_options=api_option,
+            tokenizer=tokenizer,
+        ),
         transport={key: value for key, value in transport.items() if value is not None},
         headers=header,
         backends=backend,
@@ -229,9 +282,7 @@ def load(
     _stop_on_signals()
     with show_progress() as show:
         command = ("pinchpoint", *sys.argv[1:])
-        outcome = run_load(
-            asked, out=out, on_progress=show, command=command, plan_file=plan, api=api, usage=usage, force=force
-        )
+        outcome = run_load(asked, out=out, on_progress=show, command=command, plan_file=plan, usage=usage, force=force)
     answer, code = judge_load(outcome.path)
     _print_load(answer, as_json, outcome.path)
     if outcome.error is not None:

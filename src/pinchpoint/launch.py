@@ -20,7 +20,7 @@ from pinchpoint.clock import monotonic_ns
 from pinchpoint.errors import PinchpointError, UnsupportedMeasurementError, UsageError
 from pinchpoint.fetch import tls_context
 from pinchpoint.load.fleet import Fleet, usable_cpus
-from pinchpoint.load.messages import Habits, Prompts, Timeouts, WorkerConfig
+from pinchpoint.load.messages import Content, Habits, Timeouts, WorkerConfig
 from pinchpoint.load.wire import Endpoint, resolve
 from pinchpoint.model import TargetFacts
 from pinchpoint.plan import (
@@ -37,6 +37,7 @@ from pinchpoint.plan import (
 )
 from pinchpoint.recorder import Recorder, new_manifest
 from pinchpoint.rundir import RunWriter
+from pinchpoint.targets.target import TargetSpec
 from pinchpoint.workload.lengths import Lengths
 
 RUNS_DIRECTORY = "pinchpoint-runs"
@@ -167,19 +168,17 @@ def worker_count(plan: Plan, *, shared_host: bool) -> int:
 
 def worker_configs(
     plan: Plan,
-    facts: TargetFacts,
     access: Access,
     run_path: Path,
-    prompts: Prompts,
+    targets: tuple[TargetSpec, ...],
+    content: Content,
     *,
     workers: int,
     shared_host: bool,
     warm_connections: int,
-    stream: bool,
-    usage: bool,
 ) -> list[WorkerConfig]:
-    """warm_connections: of all workers together. A worker has a core of its own unless the service runs here, too."""
-    assert facts.api is not None and facts.model is not None
+    """targets: by class_id. warm_connections: of all workers together. A worker has a core of its own unless the
+    service runs here, too."""
     cpus = usable_cpus()
     pinned = not shared_host and 1 < workers <= len(cpus)
     habits = Habits(
@@ -196,13 +195,9 @@ def worker_configs(
             workers=workers,
             endpoints=access.endpoints,
             run_path=str(run_path),
-            api_path=facts.api,
-            model=facts.model,
-            engine=facts.engine,
-            stream=stream,
-            usage=usage,
+            targets=targets,
             habits=habits,
-            prompts=prompts,
+            content=content,
             secrets=access.secrets,
             ca_file=plan.ca_file,
             cpu=cpus[index] if pinned else None,

@@ -15,7 +15,7 @@ def load_plan(
     plan_file: Path | None,
     flags: dict[str, Any],
     *,
-    workload: dict[str, Any],
+    requested: dict[str, Any],
     transport: dict[str, Any],
     headers: tuple[str, ...],
     backends: tuple[str, ...],
@@ -26,16 +26,15 @@ def load_plan(
     arrivals: str | None,
     think: str | None,
 ) -> Plan:
-    """flags: keys of the plan, durations as text; None stands for "not given". A plan file's own keys come first.
+    """flags: keys of the plan, durations as text; None stands for "not given". requested: as of request_values. A plan
+    file's own keys come first.
 
     Raises UsageError for flags that contradict each other and for everything that build_plan refuses.
     """
-    values = {key: value for key, value in flags.items() if value is not None}
+    values = {**requested, **{key: value for key, value in flags.items() if value is not None}}
     for key in DURATIONS:
         if key in values:
             values[f"{key}_s"] = parse_duration_s(values.pop(key))
-    if workload:
-        values["workload"] = {**workload, "exact": True}
     if headers:
         transport = {**transport, "headers": dict(_header(text) for text in headers)}
     if transport:

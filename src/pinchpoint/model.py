@@ -313,6 +313,8 @@ SCHEDULE_COLUMNS: dict[str, str] = {
     "input_tokens": "int32",
     "max_output_tokens": "int32",
     "patience_ns": "int64?",  # the user hangs up so long after the request was due; null: never
+    "class_id": "uint16?",  # place in the plan's list of classes
+    "prefix_id": "int32?",  # which of its class's shared beginnings it begins with; null: none
 }
 
 RECORD_COLUMNS: dict[str, str] = {
@@ -340,7 +342,7 @@ RECORD_COLUMNS: dict[str, str] = {
     "output_tokens": "int32?",
     "cached_tokens": "int32?",
     "reasoning_tokens": "int32?",
-    "token_source": "string?",  # usage, events
+    "token_source": "string?",  # who counted output_tokens: usage, tokenizer, events; null: nobody could
     "requested_input_tokens": "int32",
     "requested_output_tokens": "int32",
     "bytes_in": "int64",
@@ -353,6 +355,7 @@ RECORD_COLUMNS: dict[str, str] = {
     "phase": "string?",  # of a transport error or a timeout: what it was waiting for (model.Phase)
     "attempts": "uint16?",  # times it was sent; more than 1 when retries are on or a kept connection was found closed
     "backend": "uint16?",  # which of the target's base URLs; null when there is one
+    "class_id": "uint16?",  # place in the plan's list of classes; null in runs of older versions
 }
 
 SAMPLE_COLUMNS: dict[str, str] = {

@@ -13,7 +13,7 @@ from pinchpoint.clock import realtime_offset_ns
 from pinchpoint.model import FORMAT_VERSION, Manifest, Progress, Slo, Stage, TargetFacts
 from pinchpoint.plan import Plan
 from pinchpoint.rundir import RunWriter
-from pinchpoint.schedule import AFTER, NEVER, Schedule
+from pinchpoint.schedule import AFTER, NEVER, UNSHARED, Schedule
 
 ProgressSink = Callable[[Progress], None]
 
@@ -74,6 +74,8 @@ def schedule_columns(schedule: Schedule) -> dict[str, np.ndarray]:
         "input_tokens": schedule.input_tokens,
         "max_output_tokens": schedule.max_output_tokens,
         "patience_ns": np.ma.masked_equal(schedule.patience_ns, NEVER),
+        "class_id": schedule.class_id,
+        "prefix_id": np.ma.masked_equal(schedule.prefix_id, UNSHARED),
     }
 
 

@@ -10,6 +10,7 @@ One row per request, with the columns of model.SCHEDULE_COLUMNS. When a request 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -18,6 +19,8 @@ AFTER = -1
 """offset_ns of a request that has no instant of its own. Stored as null."""
 NEVER = -1
 """patience_ns of a user who never gives up. Stored as null."""
+UNSHARED = -1
+"""prefix_id of a request whose beginning is its own. Stored as null."""
 
 
 class ScheduledRequest(msgspec.Struct, frozen=True):
@@ -32,6 +35,8 @@ class ScheduledRequest(msgspec.Struct, frozen=True):
     input_tokens: int
     max_output_tokens: int
     patience_ns: int = NEVER
+    class_id: int = 0
+    prefix_id: int = UNSHARED
 
     def row(self) -> tuple[int | None, ...]:
         """In the order of model.SCHEDULE_COLUMNS."""
@@ -45,7 +50,12 @@ class ScheduledRequest(msgspec.Struct, frozen=True):
             self.input_tokens,
             self.max_output_tokens,
             None if self.patience_ns == NEVER else self.patience_ns,
+            self.class_id,
+            None if self.prefix_id == UNSHARED else self.prefix_id,
         )
+
+
+_NOT_GIVEN: Any = None
 
 
 @dataclass(frozen=True)
@@ -61,6 +71,14 @@ class Schedule:
     input_tokens: np.ndarray  # int32
     max_output_tokens: np.ndarray  # int32
     patience_ns: np.ndarray  # int64; NEVER, or the user hangs up so long after the request was due
+    class_id: np.ndarray = _NOT_GIVEN  # uint16; place in the plan's list of classes; not given: 0
+    prefix_id: np.ndarray = _NOT_GIVEN  # int32; which of its class's shared beginnings it has; not given: UNSHARED
+
+    def __post_init__(self) -> None:
+        if self.class_id is _NOT_GIVEN:
+            object.__setattr__(self, "class_id", np.zeros(len(self), np.uint16))
+        if self.prefix_id is _NOT_GIVEN:
+            object.__setattr__(self, "prefix_id", np.full(len(self), UNSHARED, np.int32))
 
     def __len__(self) -> int:
         return len(self.request_id)

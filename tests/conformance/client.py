@@ -12,6 +12,7 @@ from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.load.exchange import Exchange
 from pinchpoint.load.issuer import Issuer
 from pinchpoint.load.messages import Habits, Timeouts
+from pinchpoint.load.trial import NumberContent
 from pinchpoint.load.wire import resolve
 from pinchpoint.schedule import NEVER, Schedule, ScheduledRequest
 from pinchpoint.targets.openai import OpenAITarget
@@ -77,17 +78,6 @@ PATIENCE_S = 15.0
 TURN_NS = 20_000_000
 
 
-@dataclass(frozen=True)
-class SamePrompt:
-    """Prompts are not what is tested."""
-
-    tokens_per_word: float = 1.0
-    overhead_tokens: float = 0.0
-
-    def write(self, request_id: int, input_tokens: int) -> str:
-        return "hello"
-
-
 class Driver:
     """An Issuer in the test's own thread. `ended` holds the exchanges in the order in which they ended."""
 
@@ -98,8 +88,8 @@ class Driver:
         self._sent = 0
         self.issuer = Issuer(
             [resolve(url, proxy=proxy)],
-            CHAT,
-            SamePrompt(),
+            [CHAT],
+            NumberContent(),
             self.ended.append,
             habits=Habits(timeouts=timeouts, **habits),
             tls=tls,

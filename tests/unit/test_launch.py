@@ -20,10 +20,11 @@ from pinchpoint.launch import (
     worker_count,
 )
 from pinchpoint.load.messages import Timeouts, WorkerConfig
+from pinchpoint.load.trial import NumberContent
 from pinchpoint.model import TargetFacts
 from pinchpoint.plan import Plan, build_plan
+from pinchpoint.targets.target import TargetSpec
 from pinchpoint.workload.lengths import resolve_lengths
-from tests.unit.load.drive import NumberPrompts
 
 URL = "http://127.0.0.1:8000"
 SECRET = "sk-0123456789abcdef"
@@ -211,15 +212,13 @@ def test_there_is_one_process_for_each_core_and_half_of_them_beside_the_service(
 def configs_of(plan: Plan, workers: int, *, shared: bool = False, warm: int = 0) -> list[WorkerConfig]:
     return worker_configs(
         plan,
-        FACTS,
         open_access(plan, SECRET),
         Path("run"),
-        NumberPrompts(),
+        (TargetSpec("chat", "m"),),
+        NumberContent(),
         workers=workers,
         shared_host=shared,
         warm_connections=warm,
-        stream=True,
-        usage=True,
     )
 
 

@@ -7,6 +7,7 @@ pinchpoint.schedule for the rules.
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +18,9 @@ ROWS_PER_BLOCK = 256
 """Rows are turned into Python objects block by block: a long schedule stays compact."""
 READY_MAX = 64
 """Bodies written ahead of their instants, per step. A body of a long prompt is hundreds of kilobytes."""
+SOON = 7
+"""Later turns that are written ahead: the first three levels of the heap. Long histories of users who think are not
+kept twice for longer than needed."""
 READY_AT_ONCE = 4
 """Bodies written in one turn of the loop: some tens of microseconds."""
 
@@ -28,14 +32,27 @@ class Slot(NamedTuple):
     until_ns: int
 
 
-class Due(NamedTuple):
-    """What is due: a request with its body, or (row None) a slot that begins."""
+class Body(NamedTuple):
+    """The bytes of a request, and how many tokens of input they were meant to be."""
+
+    data: bytes
+    input_tokens: int
+
+
+Write = Callable[[ScheduledRequest], Body]
+
+
+@dataclass(slots=True)
+class Due:
+    """What is due: a request, or (row None) a slot that begins. body: None until it is written."""
 
     at_ns: int
     row: ScheduledRequest | None
-    body: bytes
+    body: Body | None
     slot: Slot | None
     step: "Step"
+    released: bool = False
+    """It has waited for an answer, which has come."""
 
 
 class Step:
@@ -53,7 +70,7 @@ class Step:
         self.closed_loop = False
         self.ended = False
         """No session begins any more, whatever slots are freed."""
-        self.ready: deque[tuple[ScheduledRequest, bytes]] = deque()
+        self.ready: deque[tuple[ScheduledRequest, Body]] = deque()
         self._blocks: deque[Iterator[ScheduledRequest]] = deque()
         self.left = 0
         """Sessions that nobody has taken yet, counted by their first requests."""
@@ -76,20 +93,20 @@ class Step:
             self._later.append(later.select(order))
             self.turns_left += len(later)
 
-    def write_ahead(self, write: Callable[[ScheduledRequest], bytes], at_most: int = READY_AT_ONCE) -> None:
+    def write_ahead(self, write: Write, at_most: int = READY_AT_ONCE) -> None:
         for _ in range(min(at_most, READY_MAX - len(self.ready))):
             row = self._next_row()
             if row is None:
                 return
             self.ready.append((row, write(row)))
 
-    def peek(self, write: Callable[[ScheduledRequest], bytes]) -> ScheduledRequest | None:
+    def peek(self, write: Write) -> ScheduledRequest | None:
         """First request of the next session; None when there is none (yet)."""
         if not self.ready:
             self.write_ahead(write, 1)
         return self.ready[0][0] if self.ready else None
 
-    def take(self) -> tuple[ScheduledRequest, bytes]:
+    def take(self) -> tuple[ScheduledRequest, Body]:
         """What `peek` saw, with its body."""
         self.left -= 1
         self.taken += 1
@@ -119,15 +136,24 @@ def _rows(schedule: Schedule) -> Iterator[ScheduledRequest]:
 
 
 class Backlog:
-    """`write(row)` makes the body of a request. Instants are those of the caller's clock."""
+    """Instants are those of the caller's clock.
 
-    def __init__(self, write: Callable[[ScheduledRequest], bytes]) -> None:
+    write: makes the body of a request. waits: whether a turn that has an instant of its own waits for the answer to the
+    turn before it, because its body holds that answer; it is then due when that answer has come.
+    """
+
+    def __init__(self, write: Write, waits: Callable[[ScheduledRequest], bool] = lambda row: False) -> None:
         self._write = write
+        self._waits = waits
         self._steps: dict[int, Step] = {}
         self._heap: list[tuple[int, int, Due]] = []
         self._order = 0
         self._turns: dict[int, tuple[Step, deque[ScheduledRequest]]] = {}
         """session_id -> its later turns, while it lasts."""
+        self._timed_left: dict[int, int] = {}
+        """session_id -> rows that are not yet over, of sessions whose turns have instants and wait for answers."""
+        self._held: dict[int, deque[Due]] = {}
+        """session_id -> turns that are due and wait; there is an entry while a request of the session is in flight."""
 
     @property
     def next_ns(self) -> int | None:
@@ -157,17 +183,18 @@ class Backlog:
                 schedule.stage, t0_ns, None if duration_ns is None else t0_ns + duration_ns
             )
         step.add(schedule)
+        self._note_timed(schedule)
         if slots is not None:
             step.closed_loop = True
             for start_ns, until_ns in zip(slots.start_ns.tolist(), slots.until_ns.tolist(), strict=True):
                 slot = Slot(step, until_ns if until_ns == Slots.NO_END else t0_ns + until_ns)
                 step.slots += 1
-                self._push(Due(t0_ns + start_ns, None, b"", slot, step))
+                self._push(Due(t0_ns + start_ns, None, None, slot, step))
         elif step.closed_loop:
             waiting, step.idle_slots = step.idle_slots, []
             for slot in waiting:
                 step.slots += 1
-                self._push(Due(now_ns, None, b"", slot, step))
+                self._push(Due(now_ns, None, None, slot, step))
         elif fresh:
             self._push_next_arrival(step)
 
@@ -185,17 +212,38 @@ class Backlog:
                 assert due.row is not None
             if due.row.offset_ns == AFTER and due.row.turn > 0:
                 step.turns_due -= 1
-                return due
-            step.taken -= 1
-            if due.slot is None:
+                return self._whole(due)
+            if due.slot is None and not due.released:
                 self._push_next_arrival(step)
+            if due.row.session_id in self._timed_left and not due.released:
+                held = self._held.get(due.row.session_id)
+                if held is not None:
+                    held.append(due)
+                    continue
+                self._held[due.row.session_id] = deque()
+            step.taken -= 1
             turns = step.turns_after(due.row.session_id) if due.row.turn == 0 else None
             if turns is not None:
                 step.turns_left -= len(turns)
                 step.turns_due += len(turns)
                 self._turns[due.row.session_id] = (step, turns)
-            return due
+            return self._whole(due)
         return None
+
+    def _whole(self, due: Due) -> Due:
+        if due.body is None:
+            assert due.row is not None
+            due.body = self._write(due.row)
+        return due
+
+    def _note_timed(self, schedule: Schedule) -> None:
+        """Which sessions have turns at instants of their own that need the answers before them."""
+        timed = schedule.select((schedule.turn > 0) & (schedule.offset_ns != AFTER))
+        if not len(timed) or not self._waits(next(iter(timed.select(np.arange(1))))):
+            return
+        sessions, counts = np.unique(schedule.session_id, return_counts=True)
+        several = counts > 1
+        self._timed_left.update(zip(sessions[several].tolist(), counts[several].tolist(), strict=True))
 
     def ended(self, row: ScheduledRequest, slot: Slot | None, end_ns: int) -> bool:
         """A request has ended: what waits for it becomes due. True when its session goes on.
@@ -203,6 +251,8 @@ class Backlog:
         end_ns: when the loop saw that it had ended. A closed loop's user can only think from then on; that the loop
         may see it late shows as fewer users in flight, not as latency.
         """
+        if row.session_id in self._timed_left:
+            return self._release(row.session_id, end_ns)
         entry = self._turns.get(row.session_id)
         if entry is not None:
             step, turns = entry
@@ -214,13 +264,28 @@ class Backlog:
             upcoming = turns.popleft()
             if not turns:
                 del self._turns[row.session_id]
-            self._push(Due(due_ns, upcoming, self._write(upcoming), slot, step))
+            self._push(Due(due_ns, upcoming, None, slot, step))
             return True
         if slot is not None:
             seated = self._seat(slot, end_ns, think=True)
             if seated is not None:
                 self._push(seated)
         return False
+
+    def _release(self, session_id: int, end_ns: int) -> bool:
+        """An answer has come that a later turn waits for, or will. True when the session goes on."""
+        self._timed_left[session_id] -= 1
+        held = self._held.get(session_id)
+        if held:
+            due = held.popleft()
+            due.at_ns, due.released = max(end_ns, due.at_ns), True
+            self._push(due)
+        else:
+            self._held.pop(session_id, None)
+        if self._timed_left[session_id] <= 0:
+            del self._timed_left[session_id]
+            return False
+        return True
 
     def give_up(self, row: ScheduledRequest) -> None:
         """The session ends with this request: its later turns are never due."""
@@ -235,8 +300,13 @@ class Backlog:
         self._heap.clear()
         self._steps.clear()
         self._turns.clear()
+        self._timed_left.clear()
+        self._held.clear()
 
     def write_ahead(self) -> None:
+        for _, _, due in self._heap[:SOON]:  # the first places of a heap hold what is due soon
+            if due.body is None and due.row is not None:
+                self._whole(due)
         for step in self._steps.values():
             step.write_ahead(self._write)
 

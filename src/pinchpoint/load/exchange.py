@@ -14,13 +14,15 @@ import math
 import re
 from array import array
 from email.utils import parsedate_to_datetime
-from typing import Any, Protocol
+from typing import Any
 
 import httptools
+import msgspec
 
 from pinchpoint.schedule import ScheduledRequest
-from pinchpoint.targets.openai import Chunk, Usage
+from pinchpoint.targets.ndjson import NdjsonParser
 from pinchpoint.targets.sse import SseOverflowError, SseParser
+from pinchpoint.targets.target import Chunk, Target, Usage
 from pinchpoint.targets.template import PLAIN, is_plain
 
 MAX_PLAIN_BODY_BYTES = 8 << 20
@@ -48,6 +50,8 @@ END_OF_HEAD = CRLF + CRLF
 STREAM_SIGNS = (b"data:", b"event:", b": ")
 """How a stream begins that is declared as something else."""
 STREAM_END = b"[DONE]"
+NDJSON_TYPES = (b"application/x-ndjson", b"application/ndjson", b"application/jsonl", b"application/jsonlines")
+"""Content types under which services send one JSON object per line. None is registered."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]+")
 NO_HEAD = b"\x00"
 """Stands for "no chunk header fits to a read of this length"; no read begins like it."""
@@ -55,16 +59,6 @@ NO_HEAD = b"\x00"
 
 class _UnaskedAnswerError(Exception):
     """Stops the HTTP parser, which hands it on as one of its own errors."""
-
-
-class Reader(Protocol):
-    """The part of a target that reads answers."""
-
-    def parse_event(self, event: bytes, data: bytes) -> Chunk: ...
-    def parse_answer(self, body: bytes) -> Chunk: ...
-    def template(self, event: bytes) -> tuple[bytes, bytes] | None:
-        """What stands before and behind the text in an event's bytes (its line end included); None: no template."""
-        ...
 
 
 class Exchange:
@@ -80,6 +74,7 @@ class Exchange:
         "_body",
         "_body_length",
         "_content_encoding",
+        "_content_type",
         "_date",
         "_events_in_read",
         "_heads",
@@ -91,12 +86,14 @@ class Exchange:
         "_put_by_max",
         "_reader",
         "_retry_after",
+        "_says_content",
         "_sniffed",
         "_sse",
         "_stamp_ns",
         "_stamps",
         "_tail",
         "_templates_left",
+        "_texts",
         "_token_end",
         "attempts",
         "backend",
@@ -120,6 +117,7 @@ class Exchange:
         "first_token_ns",
         "headers_ns",
         "http_status",
+        "input_tokens",
         "keep_alive",
         "phase",
         "reads",
@@ -138,7 +136,8 @@ class Exchange:
         "usage",
     )
 
-    def __init__(self, row: ScheduledRequest, scheduled_ns: int, reader: Reader) -> None:
+    def __init__(self, row: ScheduledRequest, scheduled_ns: int, reader: Target, *, keep_text: bool = False) -> None:
+        """keep_text: `text` is wanted once the answer has ended."""
         self.row = row
         self.stage = row.stage
         self.scheduled_ns = scheduled_ns
@@ -148,6 +147,8 @@ class Exchange:
         """What carries it at the moment. The loop's business, too."""
         self.attempts = 0
         self.backend = 0
+        self.input_tokens = row.input_tokens
+        """Of the whole request as it was planned: with history, and with what the service adds as far as known."""
         self.check_ns = 0
         """When the loop has to look at its timeouts again."""
         self.sent_ns: int | None = None
@@ -189,14 +190,18 @@ class Exchange:
         self.phase: str | None = None
         self.error: str | None = None
         self._reader = reader
-        self._sse: SseParser | None = None
+        self._texts: list[bytes] | None = [] if keep_text else None
+        """Pieces of the answer as they stand in JSON strings."""
+        self._says_content = False
+        """Whether the latest event carried content, and no thinking or call."""
+        self._sse: SseParser | NdjsonParser | None = None
         self._sniffed = False
         """The body's beginning was looked at, and is no event stream's."""
         self._bare_bytes = 0
         """Read since the last byte of a body: headers, trailers, chunk extensions."""
         self._body = bytearray()
         self._body_length: int | None = None
-        self._content_encoding = self._date = self._retry_after = b""
+        self._content_encoding = self._content_type = self._date = self._retry_after = b""
         self._stamp_ns = 0
         self._last_stamp_ns = 0
         self._events_in_read = 0
@@ -236,6 +241,7 @@ class Exchange:
         self._put_by_max = PUT_BY_MAX - (self.row.request_id + len(self.chunk_ns)) % PUT_BY_SPREAD
         append = self.chunk_ns.append
         known, tail = self._heads, self._tail
+        texts = self._texts
         last_ns = self._latest_ns or 0
         for data, read_ns in zip(reads, stamps, strict=True):
             # Two reads of one segment have one stamp, and the clock's offset may have been measured anew between them.
@@ -248,6 +254,8 @@ class Exchange:
                         self.bytes_in += len(data)
                         append(stamp_ns)
                         self._misses = 0
+                        if texts is not None and self._says_content:
+                            texts.append(text)
                         continue
             if self._take_any(data, stamp_ns):
                 return True
@@ -301,6 +309,11 @@ class Exchange:
     @property
     def last_token_ns(self) -> int | None:
         return self.chunk_ns[-1] if self.chunk_ns else None
+
+    @property
+    def text(self) -> str:
+        """The answer, without the thinking before it; of an exchange that keeps it."""
+        return msgspec.json.decode(b'"' + b"".join(self._texts or ()) + b'"', type=str)
 
     @property
     def _latest_ns(self) -> int:
@@ -388,6 +401,8 @@ class Exchange:
                 break
             self._events_in_read += 1
             self.chunk_ns.append(stamp_ns)
+            if self._texts is not None and self._says_content:
+                self._texts.append(text)
             position = after
         return position
 
@@ -432,7 +447,8 @@ class Exchange:
     def on_header(self, name: bytes, value: bytes) -> None:
         lowered = name.lower()
         if lowered == b"content-type":
-            self.stream = value.lower().startswith(b"text/event-stream")
+            self._content_type = value.lower().partition(b";")[0].strip()
+            self.stream = self._content_type == b"text/event-stream"
         elif lowered == b"transfer-encoding":
             self.chunked = b"chunked" in value.lower()
         elif lowered == b"content-length":
@@ -450,8 +466,12 @@ class Exchange:
         self.keep_alive = self._http.should_keep_alive()
         if self._retry_after:
             self.retry_after_s = _retry_after_s(self._retry_after.decode("latin-1"), self._date.decode("latin-1"))
-        if self.stream and self.http_status == 200:
+        if self.http_status != HTTP_OK:
+            return
+        if self.stream:
             self._sse = SseParser()
+        elif self._content_type in NDJSON_TYPES or (self._reader.stream and self._reader.framing == "ndjson"):
+            self.stream, self._sse = True, NdjsonParser()
 
     def on_chunk_header(self) -> None:
         self._at_boundary = False
@@ -466,7 +486,7 @@ class Exchange:
         if self._sse is None:
             if len(self._body) < MAX_PLAIN_BODY_BYTES:
                 self._body += body
-            if self._sniffed or self.http_status != 200 or not self._is_stream():
+            if self._sniffed or self.http_status != HTTP_OK or not self._is_stream():
                 return
             body = bytes(self._body)
             self.stream, self._sse = True, SseParser()
@@ -506,7 +526,10 @@ class Exchange:
         if chunk.finish_reason is not None:
             self.finish_reason = _finish_reason(chunk)
         if chunk.usage is not None:
-            self.usage = chunk.usage
+            self.usage = _merged(self.usage, chunk.usage)
+        if chunk.text:
+            self._keep(chunk.text)
+        self._says_content = chunk.content
         if chunk.has_text:
             self._events_in_read += 1
             self.chunk_ns.append(self._stamp_ns)
@@ -514,6 +537,10 @@ class Exchange:
                 self.first_token_ns = self._stamp_ns
             if self.first_content_ns is None and chunk.content:
                 self.first_content_ns = self._stamp_ns
+
+    def _keep(self, text: str) -> None:
+        if self._texts is not None:
+            self._texts.append(msgspec.json.encode(text.encode("utf-8", "replace").decode())[1:-1])
 
     def _note_error(self, status: str, error: str) -> None:
         """An error inside a stream; reading goes on to its end so that the connection stays usable."""
@@ -555,8 +582,11 @@ class Exchange:
     def _settle_stream(self, sse: SseParser) -> None:
         if self.first_byte_ns is not None and not sse.recognised:
             self.status, self.error = "malformed", "the answer is declared as an event stream and is none"
+        elif not self._reader.needs_finish:
+            self.status = "ok" if self.chunk_ns else "truncated"
+            self.error = None if self.chunk_ns else "the stream ended without any text"
         elif self.finish_reason is None and not (self.saw_done and self.chunk_ns):
-            self.status, self.error = "truncated", "the stream ended without a finish reason or [DONE]"
+            self.status, self.error = "truncated", "the stream ended without a finish reason or an end mark"
         elif sse.pending and sse.unfinished != STREAM_END:  # some leave out the blank line behind the last event
             self.status, self.error = "truncated", "the stream ended inside an event"
         else:
@@ -569,6 +599,7 @@ class Exchange:
             self.status, self.error = "malformed", _clean(str(error))
             return
         self.usage, self.finish_reason = chunk.usage, _finish_reason(chunk)
+        self._keep(chunk.text)
         self.status = "ok"
         if chunk.error is not None:
             self.status, self.error = "stream_error", _clean(chunk.error)
@@ -582,6 +613,14 @@ class Exchange:
         if HTTP_REDIRECT <= (self.http_status or 0) < HTTP_CLIENT_ERROR:
             text = f"redirects are not followed; give the final URL. {text}"
         return f"HTTP {self.http_status}: {_clean(text)}"[:ERROR_TEXT_CHARS]
+
+
+def _merged(before: Usage | None, latest: Usage) -> Usage:
+    """What is told later counts; what is not told then is kept."""
+    if before is None:
+        return latest
+    told = {name: value for name in Usage.__struct_fields__ if (value := getattr(latest, name)) is not None}
+    return msgspec.structs.replace(before, **told)
 
 
 def _retry_after_s(value: str, date: str) -> float | None:

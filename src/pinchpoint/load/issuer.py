@@ -15,14 +15,13 @@ import ssl
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from pinchpoint.clock import NS_PER_S, monotonic_ns
-from pinchpoint.load.backlog import Backlog, Slot
+from pinchpoint.load.backlog import Backlog, Body, Slot
 from pinchpoint.load.deadlines import Deadlines
-from pinchpoint.load.exchange import Exchange, Reader
+from pinchpoint.load.exchange import Exchange
 from pinchpoint.load.gathering import CALM_NS, EVENTS_MAX, Gathering
-from pinchpoint.load.messages import Habits, Prompts
+from pinchpoint.load.messages import Content, Habits
 from pinchpoint.load.pool import READS, Pool
 from pinchpoint.load.timer import AbsoluteTimer
 from pinchpoint.load.wire import (
@@ -38,6 +37,7 @@ from pinchpoint.load.wire import (
     unpack_timespec,
 )
 from pinchpoint.schedule import Schedule, ScheduledRequest, Slots
+from pinchpoint.targets.target import Target
 
 WALL_REFRESH_NS = NS_PER_S // 10
 EXPIRE_PERIOD_NS = NS_PER_S // 20
@@ -71,32 +71,29 @@ RETRY_BASE_S = 0.1
 RETRY_AFTER_MAX_S = 30.0
 
 
-class Target(Reader, Protocol):
-    path: str
-
-    def build(self, prompt: str, max_output_tokens: int) -> bytes: ...
-
-
 class Issuer:
-    """Runs steps. `on_done(exchange)` is called once for every request, whatever became of it."""
+    """Runs steps. `on_done(exchange)` is called once for every request, whatever became of it.
+
+    targets: by class_id; a single one is that of all classes.
+    """
 
     def __init__(
         self,
         endpoints: Sequence[Endpoint],
-        target: Target,
-        prompts: Prompts,
+        targets: Sequence[Target],
+        content: Content,
         on_done: Callable[[Exchange], None],
         *,
         habits: Habits = Habits(),  # noqa: B008 - frozen
         tls: ssl.SSLContext | None = None,
     ) -> None:
-        self._target = target
-        self._prompts = prompts
+        self._targets = tuple(targets)
+        self._content = content
         self._on_done = on_done
         self._habits = habits
         self._deadlines = Deadlines(habits.timeouts)
-        self._heads = [self._head(endpoint) for endpoint in endpoints]
-        self._backlog = Backlog(self._write)
+        self._heads = [[self._head(endpoint, target) for endpoint in endpoints] for target in self._targets]
+        self._backlog = Backlog(self._write, content.remembers)
         self._epoll = select.epoll()
         self._timer = AbsoluteTimer()
         if self._timer.fd is not None:
@@ -219,7 +216,7 @@ class Issuer:
             due = self._backlog.pop(now_ns)
             if due is None:
                 return
-            assert due.row is not None
+            assert due.row is not None and due.body is not None
             self._issue(due.row, due.body, due.at_ns, due.slot)
 
     def _read_first_tokens(self) -> None:
@@ -332,29 +329,39 @@ class Issuer:
 
     # -- issuing ---------------------------------------------------------------------------------------------------
 
-    def _head(self, endpoint: Endpoint) -> bytes:
+    def _head(self, endpoint: Endpoint, target: Target) -> bytes:
         given = {name.lower() for name, _ in self._habits.headers}
+        own = {name.lower(): (name, value) for name, value in (*OWN_HEADERS, *target.headers)}
         lines = [
-            f"POST {endpoint.path_prefix}{self._target.path} HTTP/1.1",
+            f"POST {endpoint.path_prefix}{target.path} HTTP/1.1",
             f"Host: {endpoint.host_header}",
-            *(f"{name}: {value}" for name, value in OWN_HEADERS if name.lower() not in given),
+            *(f"{name}: {value}" for lower, (name, value) in own.items() if lower not in given),
             *(["Connection: close"] if self._habits.new_connections else []),
             *(f"{name}: {value}" for name, value in self._habits.headers),
         ]
         return ("\r\n".join(lines) + "\r\n" + endpoint.extra_head).encode("latin-1") + b"Content-Length: "
 
-    def _write(self, row: ScheduledRequest) -> bytes:
-        return self._target.build(self._prompts.write(row.request_id, row.input_tokens), row.max_output_tokens)
+    def _target_of(self, row: ScheduledRequest) -> int:
+        return row.class_id if len(self._targets) > 1 else 0
 
-    def _issue(self, row: ScheduledRequest, body: bytes, due_ns: int, slot: Slot | None) -> None:
-        exchange = Exchange(row, due_ns, self._target)
+    def _write(self, row: ScheduledRequest) -> Body:
+        prompt = self._content.write(row)
+        return Body(self._targets[self._target_of(row)].build(prompt), prompt.input_tokens)
+
+    def _exchange(self, row: ScheduledRequest, due_ns: int) -> Exchange:
+        keep_text = self._content.counts_answers or self._content.remembers(row)
+        return Exchange(row, due_ns, self._targets[self._target_of(row)], keep_text=keep_text)
+
+    def _issue(self, row: ScheduledRequest, body: Body, due_ns: int, slot: Slot | None) -> None:
+        exchange = self._exchange(row, due_ns)
         exchange.slot = slot
+        exchange.input_tokens = body.input_tokens
         exchange.backend = self._pool.backend_of(row.session_id)
         self.issued += 1
         self.in_flight[row.request_id] = exchange
         if self._habits.retries:
-            self._bodies[row.request_id] = body
-        self._attempt(exchange, body)
+            self._bodies[row.request_id] = body.data
+        self._attempt(exchange, body.data)
 
     def _attempt(self, exchange: Exchange, body: bytes) -> None:
         """Sends the request on a kept connection, or opens one for it."""
@@ -397,7 +404,7 @@ class Issuer:
     def _send(self, connection: Connection, exchange: Exchange, body: bytes) -> None:
         exchange.connection_id = connection.number
         connection.requests += 1
-        head = self._heads[exchange.backend]
+        head = self._heads[self._target_of(exchange.row)][exchange.backend]
         if self._habits.session_header is not None:
             head = b"%s%d\r\n%s: %d\r\n\r\n" % (
                 head,
@@ -435,7 +442,8 @@ class Issuer:
 
     def _fresh(self, exchange: Exchange) -> Exchange:
         """The same request as if it had not been tried: it left on time, and what follows is no lateness of ours."""
-        fresh = Exchange(exchange.row, exchange.scheduled_ns, self._target)
+        fresh = self._exchange(exchange.row, exchange.scheduled_ns)
+        fresh.input_tokens = exchange.input_tokens
         fresh.slot, fresh.backend, fresh.attempts = exchange.slot, exchange.backend, exchange.attempts
         fresh.sent_ns = exchange.sent_ns
         exchange.release()
@@ -597,6 +605,8 @@ class Issuer:
         now_ns = monotonic_ns()
         exchange.end_ns = exchange.end_ns or now_ns
         self._on_done(exchange)
+        if exchange.status == "ok" and self._content.remembers(row):
+            self._content.remember(row, exchange.text)
         if exchange.status == "abandoned":
             self._backlog.give_up(row)
         self._gathering.last_end_ns = now_ns
@@ -604,6 +614,7 @@ class Issuer:
         goes_on = self._backlog.ended(row, exchange.slot, now_ns + pause_ns)
         if not goes_on:
             self._pool.end_session(row.session_id)
+            self._content.forget(row.session_id)
         return goes_on
 
     def _drop(self, connection: Connection) -> None:

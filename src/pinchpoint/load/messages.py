@@ -5,16 +5,39 @@ from typing import Literal, Protocol
 import msgspec
 
 from pinchpoint.load.wire import Endpoint
-from pinchpoint.schedule import Schedule, Slots
+from pinchpoint.prompt import Prompt
+from pinchpoint.schedule import Schedule, ScheduledRequest, Slots
+from pinchpoint.targets.target import TargetSpec
 
 
-class Prompts(Protocol):
-    """Writes the prompt of a request. Travels to the load processes, so it is small when pickled."""
+class Content(Protocol):
+    """Writes what requests ask, and remembers answers where a conversation goes on. Travels to the load processes, so
+    it is small when pickled.
 
-    tokens_per_word: float
-    overhead_tokens: float
+    counts_answers: whether `count` can count, once it is in a load process.
+    """
 
-    def write(self, request_id: int, input_tokens: int) -> str: ...
+    counts_answers: bool
+
+    def write(self, row: ScheduledRequest) -> Prompt: ...
+
+    def remembers(self, row: ScheduledRequest) -> bool:
+        """Whether the answer's text is wanted for later turns."""
+        ...
+
+    def remember(self, row: ScheduledRequest, answer: str) -> None:
+        """The answer to a turn; one that failed is never told."""
+        ...
+
+    def forget(self, session_id: int) -> None: ...
+
+    def count(self, text: str) -> int | None:
+        """Tokens of an answer whose service told none; None where no tokenizer is at hand."""
+        ...
+
+    def calibrate(self, tokens_per_word: float, overhead_tokens: float) -> None:
+        """What the service's own counts say. Ignored by content that counts exactly."""
+        ...
 
 
 class Timeouts(msgspec.Struct, frozen=True):
@@ -50,13 +73,10 @@ class WorkerConfig(msgspec.Struct, frozen=True):
     """Of the whole fleet."""
     endpoints: tuple[Endpoint, ...]
     run_path: str
-    api_path: str
-    model: str
-    engine: str
-    stream: bool
-    usage: bool
+    targets: tuple[TargetSpec, ...]
+    """By class_id; a single one is that of all classes."""
     habits: Habits
-    prompts: Prompts
+    content: Content
     secrets: tuple[str, ...]
     """Texts replaced in any error that is stored, should the service echo them."""
     ca_file: str | None

@@ -25,8 +25,10 @@ from pinchpoint.load.messages import Habits
 from pinchpoint.load.null_server import TAGGED_STAMP
 from pinchpoint.load.timer import AbsoluteTimer
 from pinchpoint.load.wire import resolve
-from pinchpoint.schedule import AFTER, NEVER, Schedule, Slots
-from pinchpoint.targets.openai import CHAT_PATH, Chunk, OpenAITarget
+from pinchpoint.prompt import Prompt
+from pinchpoint.schedule import AFTER, NEVER, Schedule, ScheduledRequest, Slots
+from pinchpoint.targets.openai import CHAT_PATH, OpenAITarget
+from pinchpoint.targets.target import Chunk
 
 LEAD_NS = 50_000_000
 """Connections are opened in this time, before the first request is due."""
@@ -47,14 +49,28 @@ BURST_END = (
 BURST_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
-class NullPrompts:
-    """The prompt is the request's number: the null target puts it into the body as the tag."""
+class NumberContent:
+    """The prompt is the request's number: the null target puts it into the body as the tag. Remembers nothing."""
 
-    tokens_per_word = 1.0
-    overhead_tokens = 0.0
+    counts_answers = False
 
-    def write(self, request_id: int, input_tokens: int) -> str:
-        return str(request_id)
+    def write(self, row: ScheduledRequest) -> Prompt:
+        return Prompt.of(str(row.request_id), row.max_output_tokens, row.input_tokens)
+
+    def remembers(self, row: ScheduledRequest) -> bool:
+        return False
+
+    def remember(self, row: ScheduledRequest, answer: str) -> None:
+        pass
+
+    def forget(self, session_id: int) -> None:
+        pass
+
+    def count(self, text: str) -> int | None:
+        return None
+
+    def calibrate(self, tokens_per_word: float, overhead_tokens: float) -> None:
+        pass
 
 
 class NullTarget(OpenAITarget):
@@ -65,8 +81,8 @@ class NullTarget(OpenAITarget):
         self._before = f'{{"model":"null","stream":{str(stream).lower()},"max_tokens":'
         self._timing = f',"timing":{{"first_ms":{first_ms:g},"gap_ms":{gap_ms:g},"tag":'
 
-    def build(self, prompt: str, max_output_tokens: int) -> bytes:
-        return f"{self._before}{max_output_tokens}{self._timing}{prompt}}}}}".encode()
+    def build(self, prompt: Prompt) -> bytes:
+        return f"{self._before}{prompt.max_output_tokens}{self._timing}{prompt.text}}}}}".encode()
 
 
 class StampTarget(NullTarget):
@@ -211,7 +227,7 @@ def _issuer(url: str, target: NullTarget, warm: int) -> Iterator[tuple[Issuer, _
     gc.collect()
     gc.disable()  # as a load process does
     issuer = Issuer(
-        (resolve(url),), target, NullPrompts(), collector.on_done, habits=Habits(warm_connections=warm), tls=None
+        (resolve(url),), (target,), NumberContent(), collector.on_done, habits=Habits(warm_connections=warm), tls=None
     )
     try:
         yield issuer, collector

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from pinchpoint.clock import NS_PER_S, monotonic_ns
@@ -27,7 +28,7 @@ from pinchpoint.load.messages import Calibration, Hello, Outcome, Pending, StepO
 from pinchpoint.model import ERROR_STATUSES, RECORD_COLUMNS, SAMPLE_COLUMNS
 from pinchpoint.rundir import PartWriter
 from pinchpoint.schedule import ScheduledRequest
-from pinchpoint.targets.openai import OpenAITarget
+from pinchpoint.targets.registry import make_target
 
 PUBLISH_PERIOD_NS = NS_PER_S // 10
 WRITE_PERIOD_NS = NS_PER_S
@@ -59,13 +60,11 @@ class _Worker:
     def __init__(self, config: WorkerConfig, pipe: Pipe) -> None:
         self._config = config
         self._pipe = pipe
-        self._target = OpenAITarget(
-            config.api_path, config.model, config.engine, stream=config.stream, usage=config.usage
-        )
+        self._targets = [make_target(spec) for spec in config.targets]
         self._issuer = Issuer(
             config.endpoints,
-            self._target,
-            config.prompts,
+            self._targets,
+            config.content,
             self._on_done,
             habits=config.habits,
             tls=tls_context(config.ca_file) if any(endpoint.tls for endpoint in config.endpoints) else None,
@@ -131,9 +130,11 @@ class _Worker:
 
     def _rehearse(self) -> None:
         """Does once what would else be slow the first time, under load: the first prompt, the first row, a sample."""
-        self._config.prompts.write(0, REHEARSED_TOKENS)
-        row = ScheduledRequest(0, 0, 0, 0, 0, 0, 0, 0)
-        self._records.rehearse(self._row_of(Exchange(row, 0, self._target), None, 0, None))
+        row = ScheduledRequest(0, 0, 0, 0, 0, 0, REHEARSED_TOKENS, REHEARSED_TOKENS)
+        for class_id, target in enumerate(self._targets):
+            target.build(self._config.content.write(msgspec.structs.replace(row, class_id=class_id)))
+        self._config.content.forget(0)
+        self._records.rehearse(self._row_of(Exchange(row, 0, self._targets[0]), None, None, None))
         self._samples.rehearse((0, 0, "client", "", "", "", 0.0))
         self._health.read()
 
@@ -169,8 +170,7 @@ class _Worker:
                 if idle:
                     self._issuer.forget_stall()  # taking the order held up nothing
             elif isinstance(order, Calibration):
-                self._config.prompts.tokens_per_word = order.tokens_per_word
-                self._config.prompts.overhead_tokens = order.overhead_tokens
+                self._config.content.calibrate(order.tokens_per_word, order.overhead_tokens)
             elif order.verb == "stop-issue":
                 self._issuer.stop_issue()
             elif order.verb == "cancel":
@@ -283,12 +283,11 @@ class _Worker:
         if error is not None:
             for secret in self._config.secrets:
                 error = error.replace(secret, "[redacted]")
-        usage = exchange.usage
-        output_tokens = usage.output_tokens if usage and usage.output_tokens is not None else chunks
+        output_tokens, token_source = self._output_tokens(exchange)
         last_token_ns = chunk_ns[-1] if chunks else None
-        self._rows.append(self._row_of(exchange, error, output_tokens, last_token_ns))
+        self._rows.append(self._row_of(exchange, error, output_tokens, token_source))
         first_ns = exchange.first_token_ns
-        gaps = output_tokens - 1
+        gaps = (output_tokens or 0) - 1
         ttft_s = (first_ns - exchange.scheduled_ns) / NS_PER_S if first_ns else None
         tpot_s = (last_token_ns - first_ns) / NS_PER_S / gaps if first_ns and last_token_ns and gaps >= 1 else None
         if self._follow:
@@ -296,12 +295,27 @@ class _Worker:
         elif ttft_s is not None:
             self._latencies.append((ttft_s, tpot_s if tpot_s is not None else float("nan")))
 
+    def _output_tokens(self, exchange: Exchange) -> tuple[int | None, str | None]:
+        """Tokens of the answer and who counted them; None where nobody could."""
+        usage, chunks = exchange.usage, len(exchange.chunk_ns)
+        if usage is not None and usage.output_tokens is not None:
+            return usage.output_tokens, "usage"
+        content = self._config.content
+        if content.counts_answers and exchange.status == "ok" and (text := exchange.text):
+            counted = content.count(text)
+            if counted is not None:
+                return counted, "tokenizer"
+        if chunks or exchange.status != "ok":
+            return chunks, "events"
+        return None, "usage" if usage is not None else None
+
     def _row_of(
-        self, exchange: Exchange, error: str | None, output_tokens: int, last_token_ns: int | None
+        self, exchange: Exchange, error: str | None, output_tokens: int | None, token_source: str | None
     ) -> tuple[Any, ...]:
         """In the order of model.RECORD_COLUMNS."""
         row, usage, chunk_ns = exchange.row, exchange.usage, exchange.chunk_ns
         chunks, answered = len(chunk_ns), exchange.bytes_in > 0
+        last_token_ns = chunk_ns[-1] if chunks else None
         return (
             row.request_id,
             exchange.stage,
@@ -318,7 +332,7 @@ class _Worker:
             last_token_ns,
             exchange.end_ns,
             chunk_ns,
-            tokens_per_chunk(chunks, output_tokens),
+            tokens_per_chunk(chunks, output_tokens or 0),
             exchange.coalesced_count,
             source(exchange),
             exchange.stamp_error_ns + exchange.first_token_error_ns if answered else None,
@@ -327,8 +341,8 @@ class _Worker:
             output_tokens,
             usage.cached_tokens if usage else None,
             usage.reasoning_tokens if usage else None,
-            "usage" if usage else "events",
-            row.input_tokens,
+            token_source,
+            exchange.input_tokens,
             row.max_output_tokens,
             exchange.bytes_in,
             exchange.http_status,
@@ -340,6 +354,7 @@ class _Worker:
             exchange.phase,
             exchange.attempts,
             exchange.backend if len(self._config.endpoints) > 1 else None,
+            row.class_id,
         )
 
 
@@ -362,7 +377,7 @@ def tokens_per_chunk(chunks: int, output_tokens: int) -> list[int] | None:
 
 
 def _outcome(
-    exchange: Exchange, error: str | None, output_tokens: int, ttft_s: float | None, tpot_s: float | None
+    exchange: Exchange, error: str | None, output_tokens: int | None, ttft_s: float | None, tpot_s: float | None
 ) -> Outcome:
     end_ns = exchange.end_ns or monotonic_ns()
     first_ns = exchange.first_token_ns
@@ -380,7 +395,7 @@ def _outcome(
         e2e_s=(end_ns - exchange.scheduled_ns) / NS_PER_S,
         itl_max_s=longest_ns / NS_PER_S if longest_ns is not None else None,
         input_tokens=exchange.usage.input_tokens if exchange.usage else None,
-        output_tokens=output_tokens,
+        output_tokens=output_tokens or 0,
         has_first_byte=exchange.first_byte_ns is not None,
         since_first_token_s=(end_ns - first_ns) / NS_PER_S if first_ns else None,
         max_output_tokens=exchange.row.max_output_tokens,

@@ -1,6 +1,6 @@
 """What every target is: it makes the bytes of a request and reads the meaning of an answer. No sockets, no clocks."""
 
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import msgspec
 
@@ -47,6 +47,19 @@ EMPTY = Chunk()
 DONE = Chunk(done=True)
 
 Framing = Literal["sse", "ndjson"]
+
+
+class TargetSpec(msgspec.Struct, frozen=True):
+    """Which target to make; travels to the load processes. path: None is the API's own. usage: ask for token counts in
+    streams, where the API has such an option. options: of the target, as in Plan.api_options."""
+
+    api: str
+    model: str
+    engine: str = "unknown"
+    stream: bool = True
+    usage: bool = True
+    path: str | None = None
+    options: dict[str, Any] = {}
 
 
 class Target(Protocol):

@@ -11,7 +11,9 @@ from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.load.exchange import Exchange
 from pinchpoint.load.issuer import Issuer
 from pinchpoint.load.messages import Habits, Timeouts
+from pinchpoint.load.trial import NumberContent
 from pinchpoint.load.wire import Endpoint, resolve
+from pinchpoint.prompt import Prompt
 from pinchpoint.schedule import AFTER, NEVER, Schedule, ScheduledRequest, Slots
 from pinchpoint.targets.openai import CHAT_PATH, OpenAITarget
 
@@ -69,16 +71,6 @@ def schedule_of(rows: Sequence[ScheduledRequest], stage: int = 0) -> Schedule:
     )
 
 
-class NumberPrompts:
-    """The prompt is the number of the request."""
-
-    tokens_per_word = 1.0
-    overhead_tokens = 0.0
-
-    def write(self, request_id: int, input_tokens: int) -> str:
-        return str(request_id)
-
-
 class NumberTarget(OpenAITarget):
     """Bodies say the number of their request, or what `bodies` holds for it. `long_way`: no event is a template."""
 
@@ -87,8 +79,9 @@ class NumberTarget(OpenAITarget):
         self.bodies: dict[int, bytes] = {}
         self._long_way = long_way
 
-    def build(self, prompt: str, max_output_tokens: int) -> bytes:
-        return self.bodies.get(int(prompt)) or b'{"n":%s,"max_tokens":%d}' % (prompt.encode(), max_output_tokens)
+    def build(self, prompt: Prompt) -> bytes:
+        number = prompt.text.encode()
+        return self.bodies.get(int(number)) or b'{"n":%s,"max_tokens":%d}' % (number, prompt.max_output_tokens)
 
     def template(self, event: bytes) -> tuple[bytes, bytes] | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         return None if self._long_way else super().template(event)
@@ -111,8 +104,8 @@ class Driven:
         self.target = NumberTarget()
         self.issuer = Issuer(
             [place if isinstance(place, Endpoint) else resolve(place) for place in places],
-            self.target,
-            NumberPrompts(),
+            [self.target],
+            NumberContent(),
             self.done.append,
             habits=Habits(timeouts=timeouts, **habits),
             tls=tls,

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinchpoint.load.backlog import READY_MAX, Backlog, Slot
+from pinchpoint.load.backlog import READY_MAX, Backlog, Body, Slot
 from pinchpoint.schedule import AFTER, ScheduledRequest, Slots
 from tests.unit.load.drive import pool, request, schedule_of
 
@@ -19,8 +19,8 @@ MS = 1_000_000
 FAR_NS = 1 << 60
 
 
-def write(row: ScheduledRequest) -> bytes:
-    return b"%d" % row.request_id
+def write(row: ScheduledRequest) -> Body:
+    return Body(b"%d" % row.request_id, row.input_tokens)
 
 
 @dataclass
@@ -351,3 +351,79 @@ def test_two_steps_side_by_side_are_due_in_order_and_each_as_if_it_were_alone(
     assert sum(one.row.stage for one in sent) == len(users)
     assert all(one.row.offset_ns == AFTER for one in sent if one.slot is not None)
     play.check_unissued()
+
+
+# -- turns that have an instant of their own and hold the answer before them ------------------------------------------
+
+
+def timed(turns: list[tuple[int, int, int]]) -> list[ScheduledRequest]:
+    """(number, session, instant in ms) of each, in the order of their instants."""
+    seen: Counter[int] = Counter()
+    rows = []
+    for number, session, at_ms in turns:
+        rows.append(request(number, at_ms / 1000, session=session, turn=seen[session]))
+        seen[session] += 1
+    return rows
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 3), st.integers(0, 30)), min_size=1, max_size=30).map(
+        lambda pairs: sorted(pairs, key=lambda pair: pair[1])
+    ),
+    SERVICE,
+)
+def test_a_turn_that_holds_an_answer_is_due_at_its_instant_or_when_the_answer_has_come(
+    pairs: list[tuple[int, int]], serve_ns: list[int]
+) -> None:
+    rows = timed([(number, session, at_ms) for number, (session, at_ms) in enumerate(pairs)])
+    backlog = Backlog(write, lambda row: True)
+    backlog.add(T0_NS, schedule_of(rows), None, 0, None)
+    play = Play(backlog, serve_ns)
+    sent = play.run()
+    assert sorted(one.row.request_id for one in sent) == [row.request_id for row in rows]
+    for session in {row.session_id for row in rows}:
+        own = [one for one in sent if one.row.session_id == session]
+        assert [one.row.turn for one in own] == list(range(len(own)))
+        for before, after in itertools.pairwise(own):
+            assert after.due_ns == max(T0_NS + after.row.offset_ns, before.end_ns)
+    play.check_unissued()
+
+
+def test_turns_at_their_own_instants_do_not_wait_where_no_answer_is_needed() -> None:
+    rows = timed([(0, 7, 0), (1, 7, 1), (2, 7, 2)])
+    play = begun(rows, serve_ns=[50 * MS])
+    assert [one.due_ns for one in play.run()] == [T0_NS, T0_NS + MS, T0_NS + 2 * MS]
+
+
+def test_a_session_with_turns_at_instants_is_over_with_its_last_turn() -> None:
+    rows = timed([(0, 7, 0), (1, 7, 1)])
+    backlog = Backlog(write, lambda row: True)
+    backlog.add(T0_NS, schedule_of(rows), None, 0, None)
+    first = backlog.pop(T0_NS + 5 * MS)
+    assert first is not None and first.row is not None and backlog.pop(T0_NS + 5 * MS) is None
+    assert backlog.unissued == 1
+    assert backlog.ended(first.row, None, T0_NS + 6 * MS)
+    second = backlog.pop(T0_NS + 6 * MS)
+    assert second is not None and second.row is not None and second.at_ns == T0_NS + 6 * MS
+    assert not backlog.ended(second.row, None, T0_NS + 9 * MS)
+    assert backlog.unissued == 0
+
+
+def test_a_later_turn_is_written_when_the_answer_before_it_has_come_and_not_earlier() -> None:
+    written: list[int] = []
+
+    def note(row: ScheduledRequest) -> Body:
+        written.append(row.request_id)
+        return write(row)
+
+    backlog = Backlog(note)
+    rows = [request(0, 0.0, session=1), request(1, None, session=1, turn=1, think_s=0.01)]
+    backlog.add(T0_NS, schedule_of(rows), None, 0, None)
+    first = backlog.pop(T0_NS)
+    assert first is not None and first.row is not None
+    backlog.write_ahead()
+    assert written == [0]
+    backlog.ended(first.row, None, T0_NS + MS)
+    backlog.write_ahead()
+    assert written == [0, 1]
+    assert backlog.next_ns == T0_NS + 11 * MS

@@ -20,9 +20,10 @@ from pinchpoint.clock import monotonic_ns
 from pinchpoint.load.counters import COUNTERS_FILE, LiveCounters, quantile_of
 from pinchpoint.load.fleet import Fleet, WorkerDiedError
 from pinchpoint.load.messages import Command, Habits, Hello, StepOrder, Update, WorkerConfig
-from pinchpoint.load.trial import NullPrompts, null_service
+from pinchpoint.load.trial import NumberContent, null_service
 from pinchpoint.load.wire import resolve
 from pinchpoint.schedule import ScheduledRequest, Slots
+from pinchpoint.targets.target import TargetSpec
 from tests.unit.load.drive import ns, pool, request, schedule_of
 
 PATIENCE_S = 15.0
@@ -205,13 +206,9 @@ def fleet_on(url: str, run_path: Path, workers: int, **options: Any) -> Iterator
                 workers=workers,
                 endpoints=(resolve(url),),
                 run_path=str(run_path),
-                api_path="/v1/chat/completions",
-                model="null",
-                engine="unknown",
-                stream=True,
-                usage=True,
+                targets=(TargetSpec("chat", "null"),),
                 habits=options.get("habits", Habits()),
-                prompts=NullPrompts(),
+                content=NumberContent(),
                 secrets=(),
                 ca_file=None,
                 cpu=options.get("cpu"),

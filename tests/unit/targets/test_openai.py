@@ -4,7 +4,9 @@ import json
 
 import pytest
 
-from pinchpoint.targets.openai import Chunk, OpenAITarget, parse_answer, parse_event
+from pinchpoint.prompt import Prompt
+from pinchpoint.targets.openai import OpenAITarget, parse_answer, parse_event
+from pinchpoint.targets.target import Chunk
 
 
 def meaning(payload: object) -> Chunk:
@@ -70,13 +72,13 @@ def test_a_whole_answer_gives_usage_and_finish() -> None:
 
 
 def test_engine_fields_are_sent_only_to_engines_that_know_them() -> None:
-    vllm = json.loads(OpenAITarget("/v1/chat/completions", "m", "vllm").build("hello", 8))
-    plain = json.loads(OpenAITarget("/v1/chat/completions", "m", "openai-compatible").build("hello", 8))
+    vllm = json.loads(OpenAITarget("/v1/chat/completions", "m", "vllm").build(Prompt.of("hello", 8)))
+    plain = json.loads(OpenAITarget("/v1/chat/completions", "m", "openai-compatible").build(Prompt.of("hello", 8)))
     assert vllm["ignore_eos"] is True
     assert "ignore_eos" not in plain
     assert plain["messages"] == [{"role": "user", "content": "hello"}]
     assert plain["max_tokens"] == 8
-    text = json.loads(OpenAITarget("/v1/completions", "m", "vllm", stream=False).build("hello", 8))
+    text = json.loads(OpenAITarget("/v1/completions", "m", "vllm", stream=False).build(Prompt.of("hello", 8)))
     assert text["prompt"] == "hello"
     assert "stream_options" not in text
 
