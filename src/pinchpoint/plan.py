@@ -25,6 +25,8 @@ RETRIES_MAX = 10
 WORKERS_MAX = 256
 """Load processes; each wants a core of its own and tens of megabytes of memory."""
 SEED_MAX = 2**32 - 1
+CLASSES_MAX = 64
+"""Of a whole plan: more cannot be read in a report."""
 TOKENS_MAX = 10_000_000
 """Longer than any context that is served; lengths are stored as 32-bit numbers."""
 
@@ -199,16 +201,17 @@ class SessionsStage(
 ):
     """Conversations that begin at a rate. A turn is due a think time after the one before it has ended.
 
-    turns: a number, or geometric:MEAN, uniform:LOW:HIGH, trace:FILE[:COLUMN]. Ends after duration_s, whatever is left
-    of the conversations, or when exactly `sessions` of them are over.
+    turns: a number, or geometric:MEAN, uniform:LOW:HIGH, trace:FILE[:COLUMN]; None: those of the workload, and 4 where
+    it has single requests. think: None: the workload's. Ends after duration_s, whatever is left of the conversations,
+    or when exactly `sessions` of them are over.
     """
 
     rate_rps: float
     duration_s: float | None = None
     sessions: int | None = None
     arrivals: str = "poisson"
-    turns: int | str = 4
-    think: str = "0s"
+    turns: int | str | None = None
+    think: str | None = None
     name: str = ""
     workload: str | None = None
 

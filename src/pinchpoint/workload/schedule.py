@@ -6,6 +6,7 @@ in one go and one that is extended piece by piece have the same content, and no 
 Lengths do not depend on the stage either, so two steps of a search differ in their rate and in nothing else.
 """
 
+import heapq
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,10 +26,11 @@ from pinchpoint.plan import (
     StageSpec,
     StepsStage,
 )
-from pinchpoint.schedule import AFTER, NEVER, Schedule, Slots
+from pinchpoint.schedule import AFTER, NEVER, UNSHARED, Schedule, Slots
 from pinchpoint.workload.arrivals import check_fits, offsets_ns, parse_arrivals, too_many
-from pinchpoint.workload.durations import DurationLaw, parse_counts, parse_durations
-from pinchpoint.workload.lengths import Lengths, draw_lengths
+from pinchpoint.workload.classes import Traffic
+from pinchpoint.workload.durations import CountLaw, DurationLaw, parse_counts, parse_durations
+from pinchpoint.workload.lengths import draw_lengths, joint_inputs, joint_outputs
 from pinchpoint.workload.profiles import flat, profile_of, step_lengths_s
 from pinchpoint.workload.trace import replay, trace_of, turns_of
 
@@ -38,8 +40,10 @@ STAGE_IDS = 1_000_000_000
 """request_id is stage * STAGE_IDS + place, so that topping up one stage changes nothing in the next."""
 POOL_ROWS = 256
 """Requests that a closed loop of unknown length begins with, when the caller does not say how many."""
-ARRIVALS, INPUTS, OUTPUTS, THINK, PATIENCE, TURNS = range(1, 7)
+ARRIVALS, INPUTS, OUTPUTS, THINK, PATIENCE, TURNS, CLASSES, PREFIXES, SESSION_CLASSES = range(1, 10)
 """Streams of random numbers."""
+DEFAULT_TURNS = 4
+"""Of a stage of sessions, where neither it nor its workload says how many."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,21 @@ class StageLoad:
 
 @dataclass
 class _Pool:
-    """What is needed to go on with a stage."""
+    """What is needed to go on with a stage of a closed loop."""
 
     think: DurationLaw
+    mix: tuple[int, ...]
     rows: int = 0
+    sessions: int = 0
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of a stage before lengths are drawn, shape (n,). place: of the session in its stage."""
+
+    place: np.ndarray  # int64
+    turn: np.ndarray  # int64
+    class_id: np.ndarray  # int64
 
 
 @dataclass
@@ -76,30 +91,28 @@ class Scheduler:
     """Makes the stages of one run in their order. patience: of every request; None: nobody ever hangs up."""
 
     seed: int
-    lengths: Lengths
+    traffic: Traffic
     patience: DurationLaw | None = None
     _next_session: int = 0
     _pools: dict[int, _Pool] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, plan: Plan, lengths: Lengths) -> "Scheduler":
+    def of(cls, plan: Plan, traffic: Traffic) -> "Scheduler":
         """Raises UsageError for a patience that cannot be read."""
-        return cls(plan.seed, lengths, _patience(plan))
+        return cls(plan.seed, traffic, _patience(plan))
 
     def open_loop(self, stage: int, rate_rps: float, duration_s: float) -> StageLoad:
-        """Poisson arrivals at one rate on [0, duration_s)."""
+        """Poisson arrivals at one rate on [0, duration_s), of the plan's workload."""
         return self.stage(stage, OpenStage(rate_rps=rate_rps, duration_s=duration_s))
 
     def closed_loop(self, stage: int, concurrency: int, requests: int) -> StageLoad:
-        """`requests` for so many users who do not think."""
+        """`requests` for so many users who do not think between two conversations."""
         return self.stage(stage, ClosedStage(concurrency, requests=requests))
 
     def more(self, stage: int, requests: int) -> Schedule:
-        """The next requests of a closed loop. Together they are the same however often one asks."""
-        pool = self._pools[stage]
-        first, pool.rows = pool.rows, pool.rows + requests
-        think_ns = self._drawn(THINK, stage, first, requests, pool.think.draw_ns)
-        return self._rows(stage, first, np.full(requests, AFTER), self._sessions(requests), think_ns=think_ns)
+        """The next requests of a closed loop, at least so many: a conversation is not cut. Together they are the same
+        however often one asks."""
+        return self._pool_rows(stage, requests, whole=True)
 
     def stage(self, stage: int, spec: StageSpec, *, pool: int = POOL_ROWS) -> StageLoad:
         """A stage of a plan. pool: requests to begin with where their number is not known.
@@ -117,7 +130,10 @@ class Scheduler:
         duration_s = _open_duration_s(spec)
         generator = self._generator(ARRIVALS, stage)
         offsets = offsets_ns(arrivals, profile, generator, duration_s=duration_s, count=spec.requests)
-        schedule = self._rows(stage, 0, offsets, self._sessions(len(offsets)))
+        mix = self.traffic.mix(spec.workload)
+        rows = self._chained(stage, offsets, self._classes(CLASSES, mix, 0, len(offsets)))
+        sessions = self._sessions(int(rows.place.max()) + 1 if len(offsets) else 0)
+        schedule = self._rows(stage, 0, offsets, sessions[rows.place] if len(offsets) else sessions, rows)
         return StageLoad(
             schedule,
             _end_ns(schedule, duration_s),
@@ -128,22 +144,51 @@ class Scheduler:
 
     def _closed_stage(self, stage: int, spec: ClosedStage, pool: int) -> StageLoad:
         think = parse_durations(spec.think)
-        self._pools[stage] = _Pool(think)
+        self._pools[stage] = _Pool(think, self.traffic.mix(spec.workload))
         users = spec.concurrency if spec.to_concurrency is None else max(spec.concurrency, spec.to_concurrency)
         return StageLoad(
-            self.more(stage, spec.requests or max(pool, users)),
+            self._pool_rows(stage, spec.requests or max(pool, users), whole=spec.requests is None),
             None if spec.duration_s is None else round(spec.duration_s * NS_PER_S),
             slots=_slots(spec),
             concurrency=users,
             profile=""
             if spec.to_concurrency is None
             else f"ramp from {spec.concurrency} to {spec.to_concurrency} users",
-            think_s=think.mean_s,
+            think_s=self._mean_think_s(think, self._pools[stage].mix),
             endless=spec.requests is None,
         )
 
+    def _pool_rows(self, stage: int, requests: int, *, whole: bool) -> Schedule:
+        """Sessions of a closed loop, taken one by one until there are so many requests. whole: the last one is not cut
+        to reach the number exactly."""
+        pool = self._pools[stage]
+        places, turns, classes = [], [], []
+        count = 0
+        while count < requests:
+            wanted = requests - count
+            class_id = self._classes(SESSION_CLASSES, pool.mix, pool.sessions, wanted)
+            lengths = self._turns(stage, class_id, pool.sessions)
+            ends = np.cumsum(lengths)
+            taken = min(int(np.searchsorted(ends, wanted, side="left")) + 1, wanted)
+            place, turn = _unrolled(lengths[:taken])
+            places.append(place + pool.sessions)
+            turns.append(turn)
+            classes.append(class_id[place])
+            pool.sessions += taken
+            count += len(place)
+        rows = _Rows(np.concatenate(places), np.concatenate(turns), np.concatenate(classes))
+        if not whole:
+            rows = _Rows(rows.place[:requests], rows.turn[:requests], rows.class_id[:requests])
+        count = len(rows.place)
+        first, pool.rows = pool.rows, pool.rows + count
+        begin_ns = self._drawn(THINK, stage, first, count, pool.think.draw_ns)
+        think_ns = np.where(rows.turn > 0, self._thinks(stage, rows, first, None), begin_ns)
+        base = int(rows.place[0])
+        sessions = self._sessions(int(rows.place[-1]) - base + 1)
+        return self._rows(stage, first, np.full(count, AFTER), sessions[rows.place - base], rows, think_ns=think_ns)
+
     def _sessions_stage(self, stage: int, spec: SessionsStage) -> StageLoad:
-        arrivals, think, turns = parse_arrivals(spec.arrivals), parse_durations(spec.think), parse_counts(spec.turns)
+        arrivals, mix = parse_arrivals(spec.arrivals), self.traffic.mix(spec.workload)
         begin_ns = offsets_ns(
             arrivals,
             flat(spec.rate_rps),
@@ -151,44 +196,70 @@ class Scheduler:
             duration_s=spec.duration_s,
             count=spec.sessions,
         )
-        counts = turns.draw(len(begin_ns), self._generator(TURNS, stage))
+        class_id = self._classes(SESSION_CLASSES, mix, 0, len(begin_ns))
+        law = self._law_of_turns(spec, mix)
+        if law is None:
+            counts = self._turns(stage, class_id, 0)
+        else:
+            counts = law.draw(len(begin_ns), self._generator(TURNS, stage))
         rows = int(counts.sum())
         if rows > STAGE_REQUESTS_MAX:
             raise too_many(rows)
-        session = np.repeat(np.arange(len(counts)), counts)
-        turn = np.arange(rows) - np.repeat(np.cumsum(counts) - counts, counts)
-        think_ns = np.where(turn > 0, self._drawn(THINK, stage, 0, rows, think.draw_ns), 0)
+        place, turn = _unrolled(counts)
+        made = _Rows(place, turn, class_id[place])
+        think = None if spec.think is None else parse_durations(spec.think)
         schedule = self._rows(
             stage,
             0,
-            np.where(turn == 0, begin_ns[session], AFTER),
-            self._sessions(len(counts))[session],
-            turn=turn,
-            think_ns=think_ns,
+            np.where(turn == 0, begin_ns[place], AFTER),
+            self._sessions(len(counts))[place],
+            made,
+            think_ns=np.where(turn > 0, self._thinks(stage, made, 0, think), 0),
         )
         return StageLoad(
             schedule,
             None if spec.duration_s is None else round(spec.duration_s * NS_PER_S),
             arrivals=arrivals.text,
-            profile=f"sessions of {turns.text} turns",
-            think_s=think.mean_s,
+            profile=f"sessions of {law.text if law else self._turns_text(mix)} turns",
+            think_s=think.mean_s if think else self._mean_think_s(None, mix),
         )
+
+    def _law_of_turns(self, spec: SessionsStage, mix: tuple[int, ...]) -> CountLaw | None:
+        """The stage's own law; None: that of each class."""
+        if spec.turns is not None:
+            return parse_counts(spec.turns)
+        return None if any(self.traffic.classes[i].remembers for i in mix) else parse_counts(DEFAULT_TURNS)
+
+    def _turns_text(self, mix: tuple[int, ...]) -> str:
+        return " and ".join(dict.fromkeys(self.traffic.classes[i].turns for i in mix))
+
+    def _mean_think_s(self, begin: DurationLaw | None, mix: tuple[int, ...]) -> float:
+        """Of all requests of a closed loop (begin: before a session), or of the later turns of sessions (None)."""
+        shares = self.traffic.weights(mix)
+        total = requests = 0.0
+        for share, i in zip(shares, mix, strict=True):
+            one = self.traffic.classes[i]
+            later = one.mean_turns - 1
+            total += share * (later * parse_durations(one.think).mean_s + (begin.mean_s if begin else 0.0))
+            requests += share * (later + (1 if begin else 0))
+        return total / requests if requests else 0.0
 
     def _replay_stage(self, stage: int, spec: ReplayStage) -> StageLoad:
         trace = trace_of(spec)
         due = replay(trace, spec)
-        turn, sessions = None, self._sessions(len(due.row))
+        mix = self.traffic.mix(spec.workload)
+        place, turn, sessions = np.arange(len(due.row)), np.zeros(len(due.row), np.int64), self._sessions(len(due.row))
         if trace.session is not None and len(due.row):
             # A session that comes again in another lap is another one.
             numbers = due.lap * (int(trace.session.max()) + 1) + trace.session[due.row]
             _, number = np.unique(numbers, return_inverse=True)
-            turn, sessions = turns_of(number), sessions[number]
+            place, turn, sessions = number, turns_of(number), sessions[number]
         schedule = self._rows(
             stage,
             0,
             due.offset_ns,
             sessions,
-            turn=turn,
+            _Rows(place, turn, self._classes(CLASSES, mix, 0, len(due.row))[place]),
             input_tokens=None if trace.input_tokens is None else trace.input_tokens[due.row],
             output_tokens=None if trace.output_tokens is None else trace.output_tokens[due.row],
         )
@@ -202,20 +273,15 @@ class Scheduler:
         first: int,
         offset_ns: np.ndarray,
         session_id: np.ndarray,
+        rows: _Rows,
         *,
-        turn: np.ndarray | None = None,
         think_ns: np.ndarray | None = None,
         input_tokens: np.ndarray | None = None,
         output_tokens: np.ndarray | None = None,
     ) -> Schedule:
         """Rows at the places [first, first + n) of a stage."""
         count = len(offset_ns)
-        if input_tokens is None:
-            spec = self.lengths.input_tokens
-            input_tokens = self._drawn(INPUTS, None, first, count, lambda n, rng: draw_lengths(spec, n, rng))
-        if output_tokens is None:
-            spec_out = self.lengths.output_tokens
-            output_tokens = self._drawn(OUTPUTS, None, first, count, lambda n, rng: draw_lengths(spec_out, n, rng))
+        drawn_in, drawn_out = self._lengths(rows.class_id, first)
         if self.patience is None:
             patience_ns = np.full(count, NEVER)
         else:
@@ -225,13 +291,118 @@ class Scheduler:
             stage,
             np.arange(begin, begin + count, dtype=np.uint64),
             session_id.astype(np.uint32),
-            np.zeros(count, np.uint16) if turn is None else turn.astype(np.uint16),
+            rows.turn.astype(np.uint16),
             offset_ns.astype(np.int64),
             np.zeros(count, np.int64) if think_ns is None else think_ns.astype(np.int64),
-            input_tokens.astype(np.int32),
-            output_tokens.astype(np.int32),
+            (drawn_in if input_tokens is None else input_tokens).astype(np.int32),
+            (drawn_out if output_tokens is None else output_tokens).astype(np.int32),
             patience_ns.astype(np.int64),
+            rows.class_id.astype(np.uint16),
+            self._prefixes(stage, rows).astype(np.int32),
         )
+
+    # -- what each place is ------------------------------------------------------------------------------------------
+
+    def _classes(self, stream: int, mix: tuple[int, ...], first: int, count: int) -> np.ndarray:
+        """Class ids of the places [first, first + count), int64. The same in every stage with the same mix, so that
+        two steps of a search differ in their rate and in nothing else."""
+        if len(mix) == 1:
+            return np.full(count, mix[0], np.int64)
+        bounds = np.cumsum(self.traffic.weights(mix))[:-1]
+        u = self._uniform(stream, None, first, count)
+        return np.asarray(mix, np.int64)[np.searchsorted(bounds, u, side="right")]
+
+    def _lengths(self, class_id: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+        """Input and output tokens of the places from `first` on, int64 each."""
+        count = len(class_id)
+        inputs, outputs = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        for i in np.unique(class_id).tolist():
+            mask, one = class_id == i, self.traffic.classes[i]
+            if one.joint is not None:
+                u, v = self._uniform(INPUTS, i, first, count)[mask], self._uniform(OUTPUTS, i, first, count)[mask]
+                inputs[mask], outputs[mask] = joint_inputs(one.joint, u), joint_outputs(one.joint, u, v)
+                continue
+            law_in, law_out = one.input_tokens, one.output_tokens
+            inputs[mask] = self._drawn(INPUTS, i, first, count, lambda n, rng, law=law_in: draw_lengths(law, n, rng))[
+                mask
+            ]
+            if law_out is not None:
+                outputs[mask] = self._drawn(
+                    OUTPUTS, i, first, count, lambda n, rng, law=law_out: draw_lengths(law, n, rng)
+                )[mask]
+        return inputs, outputs
+
+    def _turns(self, stage: int, class_id: np.ndarray, first: int) -> np.ndarray:
+        """Turns of the sessions at the places from `first` on, int64."""
+        counts = np.ones(len(class_id), np.int64)
+        for i in np.unique(class_id).tolist():
+            one = self.traffic.classes[i]
+            if one.remembers:
+                drawn = self._drawn(TURNS, (stage, i), first, len(class_id), parse_counts(one.turns).draw)
+                counts[class_id == i] = drawn[class_id == i]
+        return counts
+
+    def _thinks(self, stage: int, rows: _Rows, first: int, law: DurationLaw | None) -> np.ndarray:
+        """Pauses before later turns, int64 ns: by the law of the stage, else by that of each class."""
+        count = len(rows.place)
+        if law is not None:
+            return self._drawn(THINK, stage, first, count, law.draw_ns)
+        pauses = np.zeros(count, np.int64)
+        for i in np.unique(rows.class_id).tolist():
+            one = self.traffic.classes[i]
+            if one.remembers:
+                mask = rows.class_id == i
+                draw = parse_durations(one.think).draw_ns
+                pauses[mask] = self._drawn(THINK, (stage, i + 1), first, count, draw)[mask]
+        return pauses
+
+    def _prefixes(self, stage: int, rows: _Rows) -> np.ndarray:
+        """Shared beginnings, int64; all turns of a session have that of its first."""
+        found = np.full(len(rows.place), UNSHARED, np.int64)
+        for i in np.unique(rows.class_id).tolist():
+            prefix = self.traffic.classes[i].prefix
+            if prefix is None:
+                continue
+            mask = rows.class_id == i
+            places = rows.place[mask]
+            low = int(places.min())
+            u = self._uniform(PREFIXES, i, low, int(places.max()) - low + 1)[places - low]
+            shares = np.arange(1, prefix.pool + 1, dtype=float) ** -prefix.skew
+            picked = np.searchsorted(np.cumsum(shares) / shares.sum() * prefix.ratio, u, side="right")
+            found[mask] = np.where(picked < prefix.pool, picked, UNSHARED)
+        return found
+
+    def _chained(self, stage: int, offset_ns: np.ndarray, class_id: np.ndarray) -> _Rows:
+        """Sessions of arrivals at given instants: each is the next turn of a session of its class whose last turn was
+        due a think time ago or more, the one that waits longest; where there is none, a new session begins.
+
+        So the arrivals stay as asked, sessions get all their turns, and pauses are as drawn but for the wait until the
+        next arrival.
+        """
+        count = len(offset_ns)
+        place, turn = np.arange(count), np.zeros(count, np.int64)
+        remembering = [i for i in np.unique(class_id).tolist() if self.traffic.classes[i].remembers]
+        if not remembering:
+            return _Rows(place, turn, class_id)
+        turns = self._turns(stage, class_id, 0).tolist()
+        thinks = self._thinks(stage, _Rows(place, turn, class_id), 0, None).tolist()
+        instants, classes = offset_ns.tolist(), class_id.tolist()
+        ready: dict[int, list[tuple[int, int, int]]] = {i: [] for i in remembering}
+        """(instant from which the next turn may come, session, its turns so far) of each class, a heap."""
+        found_place, found_turn = [0] * count, [0] * count
+        sessions = 0
+        for row in range(count):
+            heap = ready.get(classes[row])
+            if heap and heap[0][0] <= instants[row]:
+                _, session, said = heapq.heappop(heap)
+            else:
+                session, said = sessions, 0
+                sessions += 1
+            found_place[row], found_turn[row] = session, said
+            # How long a session is, is drawn at the place of its number, which is never above that of the row.
+            if heap is not None and said + 1 < turns[session]:
+                heapq.heappush(heap, (instants[row] + thinks[row], session, said + 1))
+        return _Rows(np.array(found_place, np.int64), np.array(found_turn, np.int64), class_id)
 
     def _sessions(self, count: int) -> np.ndarray:
         """Numbers of new sessions."""
@@ -241,24 +412,37 @@ class Scheduler:
     def _generator(self, stream: int, stage: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, stream, stage))
 
+    def _uniform(self, stream: int, key: int | None, first: int, count: int) -> np.ndarray:
+        """float64 from [0, 1) at the places [first, first + count)."""
+        return self._drawn(stream, key, first, count, lambda n, rng: rng.random(n), np.float64)
+
     def _drawn(
         self,
         stream: int,
-        stage: int | None,
+        key: int | tuple[int, ...] | None,
         first: int,
         count: int,
         draw: Callable[[int, np.random.Generator], np.ndarray],
+        dtype: type = np.int64,
     ) -> np.ndarray:
-        """int64 values of the places [first, first + count); the same whatever else is asked for."""
-        values = np.empty(count, np.int64)
+        """Values of the places [first, first + count); the same whatever else is asked for. key: further parts of the
+        seed, such as the stage or the class."""
+        values = np.empty(count, dtype)
         done = 0
-        key = (self.seed, stream) if stage is None else (self.seed, stream, stage)
+        parts = () if key is None else (key,) if isinstance(key, int) else key
         while done < count:
             block, skipped = divmod(first + done, BLOCK_ROWS)
-            drawn = draw(BLOCK_ROWS, np.random.default_rng((*key, block)))[skipped : skipped + count - done]
+            generator = np.random.default_rng((self.seed, stream, *parts, block))
+            drawn = draw(BLOCK_ROWS, generator)[skipped : skipped + count - done]
             values[done : done + len(drawn)] = drawn
             done += len(drawn)
         return values
+
+
+def _unrolled(counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Place of the session and turn, for each of the turns of sessions of so many."""
+    place = np.repeat(np.arange(len(counts)), counts)
+    return place, np.arange(len(place)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def check_stages(plan: Plan) -> None:
@@ -270,7 +454,7 @@ def check_stages(plan: Plan) -> None:
         _patience(plan)
     for i, spec in enumerate(plan.stages):
         for key, parse in (("arrivals", parse_arrivals), ("think", parse_durations), ("turns", parse_counts)):
-            if hasattr(spec, key):
+            if getattr(spec, key, None) is not None:
                 with _at(f"stages[{i}].{key}"):
                     parse(getattr(spec, key))
         with _at(f"stages[{i}]"):
@@ -284,7 +468,7 @@ def _check_stage(spec: StageSpec) -> None:
         case ReplayStage():
             replay(trace_of(spec), spec)
         case SessionsStage():
-            mean_turns = parse_counts(spec.turns).mean
+            mean_turns = parse_counts(spec.turns or DEFAULT_TURNS).mean
             sessions = spec.sessions or spec.rate_rps * (spec.duration_s or 0.0)
             if sessions * mean_turns > STAGE_REQUESTS_MAX:
                 raise too_many(sessions * mean_turns)
