@@ -31,9 +31,13 @@ from pinchpoint.load.trial import (
     run_trial,
     timer_lateness_s,
 )
+from pinchpoint.plan import build_plan
 from pinchpoint.rundir import write_atomically
+from pinchpoint.schedule import ScheduledRequest
 from pinchpoint.units import format_count, format_duration, format_ratio
-from pinchpoint.workload.prompts import PromptWriter
+from pinchpoint.workload.classes import resolve
+from pinchpoint.workload.content import ContentWriter
+from pinchpoint.workload.tokens import estimated
 
 DEFAULT_BUDGET_S = 20.0
 MIN_BUDGET_S = 4.0
@@ -369,11 +373,13 @@ def _timing(url: str, tokens_per_s: float, duration_s: float) -> Trial:
 
 
 def _prompt_cost_s() -> float:
-    writer = PromptWriter(0, None, None)
-    writer.write(0, PROMPT_SAMPLE_TOKENS)
+    traffic = resolve(build_plan({"url": "http://127.0.0.1", "seed": 0}), None)
+    writer = ContentWriter(0, traffic, estimated(None, None))
+    row = ScheduledRequest(0, 0, 0, 0, 0, 0, PROMPT_SAMPLE_TOKENS, PROMPT_SAMPLE_TOKENS)
+    writer.write(row)
     used_s = time.process_time()
     for number in range(PROMPT_SAMPLES):
-        writer.write(number, PROMPT_SAMPLE_TOKENS)
+        writer.write(msgspec.structs.replace(row, request_id=number))
     return (time.process_time() - used_s) / (PROMPT_SAMPLES * PROMPT_SAMPLE_TOKENS)
 
 

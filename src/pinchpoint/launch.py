@@ -37,10 +37,12 @@ from pinchpoint.plan import (
 )
 from pinchpoint.recorder import Recorder, new_manifest
 from pinchpoint.rundir import RunWriter
+from pinchpoint.targets.registry import make_target
 from pinchpoint.targets.target import TargetSpec
-from pinchpoint.workload.lengths import Lengths
+from pinchpoint.workload.classes import Traffic
 
 RUNS_DIRECTORY = "pinchpoint-runs"
+DEFAULT_API = "chat"
 DEFAULT_KEY_ENV = "PINCHPOINT_API_KEY"
 SECRET_MIN_CHARS = 8
 """Shorter secrets are not searched for in error texts: replacing "abc" everywhere would garble them."""
@@ -256,8 +258,38 @@ def tell_lost(fleet: Fleet, recorder: Recorder) -> None:
         recorder.on_event("worker-lost", worker=worker, message=sentence)
 
 
+def target_specs(
+    plan: Plan, facts: TargetFacts, traffic: Traffic, *, stream: bool, usage: bool
+) -> tuple[TargetSpec, ...]:
+    """By class_id; a single one where all classes have the same. Each is made once, so that what is wrong with it is
+    told before any load. Raises UsageError."""
+    assert facts.model is not None
+    own = plan.api or facts.api or DEFAULT_API
+    specs = []
+    for one in traffic.classes:
+        api = one.api or own
+        options = plan.api_options if api == own else {}
+        specs.append(TargetSpec(api, facts.model, facts.engine, stream, usage, options=options))
+    distinct = list(dict.fromkeys(msgspec.json.encode(spec) for spec in specs))
+    for spec in specs:
+        make_target(spec)
+    return tuple(specs) if len(distinct) > 1 else tuple(specs[:1])
+
+
+def without_answers(traffic: Traffic, specs: Sequence[TargetSpec]) -> Traffic:
+    """Nothing is generated for classes whose target does not generate."""
+    generating = [make_target(spec).generates for spec in specs]
+    classes = tuple(
+        one
+        if generating[i if len(generating) > 1 else 0]
+        else msgspec.structs.replace(one, output_tokens=None, turns="1")
+        for i, one in enumerate(traffic.classes)
+    )
+    return msgspec.structs.replace(traffic, classes=classes)
+
+
 def check_host(
-    plan: Plan, lengths: Lengths, workers: int, addresses: int, *, force: bool
+    plan: Plan, traffic: Traffic, workers: int, addresses: int, *, force: bool
 ) -> tuple[HostLimits, list[str]]:
     """What this host can do (calibrated, else estimated in a tenth of a second), and what of the plan it cannot.
 
@@ -265,7 +297,7 @@ def check_host(
     UnsupportedMeasurementError for a plan beyond the limits, unless forced.
     """
     limits = quick_limits()
-    problems = check_plan(limits, _demand(plan, lengths, workers, addresses)) if plan.stages else []
+    problems = check_plan(limits, _demand(plan, traffic, workers, addresses)) if plan.stages else []
     if problems and not force:
         raise UnsupportedMeasurementError(f"this host cannot carry the plan: {problems[0]} (or --force it)")
     return limits, problems
@@ -299,16 +331,16 @@ def peak_rps(spec: StageSpec) -> float:
             return 0.0
 
 
-def _demand(plan: Plan, lengths: Lengths, workers: int, addresses: int) -> Demand:
+def _demand(plan: Plan, traffic: Traffic, workers: int, addresses: int) -> Demand:
     """The peak of all stages. What a closed loop sends depends on the service, so there only its users count."""
     rate_rps = max(map(peak_rps, plan.stages))
     ahead = 0 if plan.transport.new_connections else plan.transport.warm_connections or 0
     return Demand(
         rate_rps=rate_rps,
         concurrency=max(ahead, *map(users_of, plan.stages)),
-        tokens_per_s=rate_rps * lengths.output_tokens.mean if plan.stream else 0.0,
+        tokens_per_s=rate_rps * max(map(traffic.mean_output_tokens, traffic.mixes.values())) if plan.stream else 0.0,
         workers=workers,
-        prompt_tokens=lengths.input_tokens.mean,
+        prompt_tokens=max(map(traffic.mean_input_tokens, traffic.mixes.values())),
         new_connections_rps=rate_rps if plan.transport.new_connections else 0.0,
         addresses=addresses,
     )

@@ -18,6 +18,7 @@ from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.errors import GuardError, PinchpointError, UsageError
 from pinchpoint.fetch import FetchError, exchange, tls_context
 from pinchpoint.launch import (
+    DEFAULT_API,
     Access,
     RunOutcome,
     begin_run,
@@ -26,10 +27,12 @@ from pinchpoint.launch import (
     open_access,
     peak_rps,
     read_api_key,
+    target_specs,
     tell_hellos,
     tell_host,
     tell_lost,
     users_of,
+    without_answers,
     worker_configs,
     worker_count,
 )
@@ -39,9 +42,10 @@ from pinchpoint.load.messages import Command
 from pinchpoint.model import Progress, Stage, TargetFacts
 from pinchpoint.plan import WARM_CONNECTIONS_MAX, Plan, StageSpec
 from pinchpoint.recorder import ProgressSink, Recorder
-from pinchpoint.targets.openai import CHAT_PATH, COMPLETIONS_PATH
-from pinchpoint.workload.lengths import resolve_lengths
-from pinchpoint.workload.prompts import PromptWriter
+from pinchpoint.targets.registry import TARGETS, kind_of
+from pinchpoint.tokenizing import token_table
+from pinchpoint.workload.classes import resolve
+from pinchpoint.workload.content import ContentWriter
 from pinchpoint.workload.schedule import Scheduler, StageLoad, check_stages
 
 LEAD_S = 0.1
@@ -79,54 +83,53 @@ def run_load(
     on_progress: ProgressSink,
     command: Sequence[str] = (),
     plan_file: Path | None = None,
-    api: str | None = None,
     usage: bool = True,
     force: bool = False,
 ) -> RunOutcome:
     """Runs the stages of the plan. Raises before anything was sent; later errors are returned.
 
-    api: path of the API, else that of the URL, else chat completions. usage: ask for usage in streams. force: send even
+    usage: ask for usage in streams. force: send even
     what this host cannot, and mark the run. Raises UnsupportedMeasurementError for a plan beyond the host's limits.
     """
     if not plan.stages:
         raise UsageError("a load needs --rate, --concurrency or a plan with [[stages]]; `pinchpoint run` searches")
-    if api is not None and not (api.startswith("/") and api.isascii() and api.isprintable() and " " not in api):
-        raise UsageError(f"{api!r} is not a path; write for example {CHAT_PATH}")
     api_key = read_api_key(plan)
     check_stages(plan)
     check_writable(out)
-    plan, path_of_url = _split_api(plan)
-    lengths = resolve_lengths(plan.workload, None)
+    plan = _split_api(plan)
+    traffic = resolve(plan, None)
     access = open_access(plan, api_key)
     workers = worker_count(plan, shared_host=access.local)
     fleet = Fleet(workers)
     try:
-        facts = _facts(plan, api or path_of_url or CHAT_PATH, access)
-        limits, problems = check_host(plan, lengths, workers, len(access.endpoints), force=force)
+        facts = _facts(plan, access)
+        specs = target_specs(plan, facts, traffic, stream=plan.stream, usage=usage)
+        traffic = without_answers(traffic, specs)
+        table = token_table(plan, facts, traffic, access, ask=bool(facts.models))
+        limits, problems = check_host(plan, traffic, workers, len(access.endpoints), force=force)
         writer = begin_run(plan, facts, out, command=command, plan_file=plan_file)
     except BaseException:  # also an interrupt: nobody else would end the load processes
         fleet.close()
         raise
     path = writer.path
     recorder = Recorder(writer, monotonic_ns, on_progress)
-    load = _Load(fleet, recorder, Scheduler.of(plan, lengths), plan)
+    load = _Load(fleet, recorder, Scheduler.of(plan, traffic), plan)
     error: PinchpointError | None = None
     status, reason = "complete", None
     try:
         tell_host(recorder, limits, problems, access)
+        recorder.on_event("tokens", source=table.source, note=table.note)
         warm = _warm_connections(plan)
         fleet.configure(
             worker_configs(
                 plan,
-                facts,
                 access,
                 path,
-                PromptWriter(plan.seed, None, None),
+                specs,
+                ContentWriter(plan.seed, traffic, table),
                 workers=workers,
                 shared_host=access.local,
                 warm_connections=warm,
-                stream=plan.stream,
-                usage=usage,
             )
         )
         load.prepare()
@@ -355,13 +358,19 @@ def _warm_connections(plan: Plan) -> int:
     return min(WARM_CONNECTIONS_MAX, int(np.ceil(peak_rps(plan.stages[0]))))
 
 
-def _split_api(plan: Plan) -> tuple[Plan, str | None]:
-    """A URL that names the API itself: its base, and the path."""
+def _split_api(plan: Plan) -> Plan:
+    """A URL that names the API itself: its base, and the API."""
     url = plan.url.rstrip("/")
-    for path in (CHAT_PATH, COMPLETIONS_PATH):
-        if url.endswith(path):
-            return msgspec.structs.replace(plan, url=url.removesuffix(path) or url), path
-    return plan, None
+    for kind in TARGETS.values():
+        if kind.path and url.endswith(kind.path) and url != kind.path:
+            api = plan.api or kind.path
+            return msgspec.structs.replace(plan, url=url.removesuffix(kind.path), api=api)
+    return plan
+
+
+def _path_of(api: str) -> str:
+    """For the report. Raises UsageError for a target that there is not."""
+    return api if api.startswith("/") else kind_of(api).path or api
 
 
 class _Model(msgspec.Struct):
@@ -373,7 +382,7 @@ class _Models(msgspec.Struct):
     data: list[_Model] = []
 
 
-def _facts(plan: Plan, api: str, access: Access) -> TargetFacts:
+def _facts(plan: Plan, access: Access) -> TargetFacts:
     """What is known without a probe: the model from /v1/models, if there is such a page, and else the plan's."""
     direct = plan.transport.proxy is None and plan.transport.unix_socket is None
     models = _listed_models(plan, access) if direct else None
@@ -384,7 +393,7 @@ def _facts(plan: Plan, api: str, access: Access) -> TargetFacts:
         url=plan.url,
         engine=engine or "unknown",
         engine_evidence=("owned_by of /v1/models",) if engine else (),
-        api=api,
+        api=_path_of(plan.api or DEFAULT_API),
         models=listed,
         model=plan.model or (listed[0] if listed else DEFAULT_MODEL),
         streaming=plan.stream,

@@ -18,9 +18,11 @@ from pinchpoint.launch import (
     check_writable,
     open_access,
     read_api_key,
+    target_specs,
     tell_hellos,
     tell_host,
     tell_lost,
+    without_answers,
     worker_configs,
     worker_count,
 )
@@ -35,9 +37,11 @@ from pinchpoint.search import Baseline, Search
 from pinchpoint.slo import parse_slos
 from pinchpoint.telemetry.config import CollectorConfig
 from pinchpoint.telemetry.handle import start_collector
-from pinchpoint.workload.lengths import resolve_lengths
-from pinchpoint.workload.prompts import PromptWriter
+from pinchpoint.tokenizing import token_table
+from pinchpoint.workload.classes import resolve
+from pinchpoint.workload.content import ContentWriter
 from pinchpoint.workload.schedule import Scheduler, check_stages
+from pinchpoint.workload.tokens import TokenTable
 
 REFIT_RANGE = (0.5, 2.0)
 """A correction outside of this range means that the counts mean something else than prompt tokens."""
@@ -46,9 +50,9 @@ REFIT_RANGE = (0.5, 2.0)
 class LiveDriver:
     """search.Driver over load processes."""
 
-    def __init__(self, fleet: Fleet, prompts: PromptWriter) -> None:
+    def __init__(self, fleet: Fleet, table: TokenTable) -> None:
         self._fleet = fleet
-        self._prompts = prompts
+        self._table = table
 
     def now_ns(self) -> int:
         return monotonic_ns()
@@ -68,13 +72,13 @@ class LiveDriver:
 
     def refit(self, baseline: Baseline) -> None:
         """Corrects tokens per word by what the service counted in the warm-up, keeping the template's overhead."""
-        if baseline.input_tokens is None:
+        if baseline.input_tokens is None or self._table.exact:
             return
-        overhead_tokens = self._prompts.overhead_tokens
+        overhead_tokens = self._table.overhead_tokens
         planned, measured = baseline.planned_input_tokens - overhead_tokens, baseline.input_tokens - overhead_tokens
         if planned > 0 and REFIT_RANGE[0] < measured / planned < REFIT_RANGE[1]:
-            self._prompts.tokens_per_word *= measured / planned
-            self._fleet.calibrate(Calibration(self._prompts.tokens_per_word, overhead_tokens))
+            per_word = self._table.per_piece * measured / planned
+            self._fleet.calibrate(Calibration(per_word, overhead_tokens))
 
 
 def run_live(
@@ -94,7 +98,7 @@ def run_live(
     """
     slos = parse_slos(plan.slos)
     api_key = read_api_key(plan)
-    resolve_lengths(plan.workload, None)
+    resolve(plan, None)
     check_stages(plan)
     check_writable(out)
     access = open_access(plan, api_key)
@@ -109,27 +113,29 @@ def run_live(
             f"{facts.url} answers neither /v1/chat/completions nor /v1/completions; "
             "see `pinchpoint probe` for what it does answer"
         )
-    lengths = resolve_lengths(plan.workload, facts.limits.context_tokens)
+    stream = plan.stream and facts.streaming is not False
+    traffic = resolve(plan, facts.limits.context_tokens)
+    specs = target_specs(plan, facts, traffic, stream=stream, usage=facts.usage_in_stream is not False)
+    traffic = without_answers(traffic, specs)
+    table = token_table(plan, facts, traffic, access)
     shared_host = bool(facts.server_pids) or access.local
     workers = worker_count(plan, shared_host=shared_host)
-    limits, problems = check_host(plan, lengths, workers, len(access.endpoints), force=force)
+    limits, problems = check_host(plan, traffic, workers, len(access.endpoints), force=force)
     writer = begin_run(plan, facts, out, command=command, plan_file=plan_file)
     path = writer.path
     recorder = Recorder(writer, monotonic_ns, on_progress)
-    stream = plan.stream and facts.streaming is not False
-    prompts = PromptWriter(plan.seed, facts.tokens_per_word, facts.prompt_overhead_tokens)
+    content = ContentWriter(plan.seed, traffic, table)
     tell_host(recorder, limits, problems, access)
+    recorder.on_event("tokens", source=table.source, note=table.note)
     configs = worker_configs(
         plan,
-        facts,
         access,
         path,
-        prompts,
+        specs,
+        content,
         workers=workers,
         shared_host=shared_host,
         warm_connections=plan.transport.warm_connections or 0,
-        stream=stream,
-        usage=facts.usage_in_stream is not False,
     )
     error: PinchpointError | None = None
     status, reason = "complete", None
@@ -150,8 +156,8 @@ def run_live(
         )
         fleet.await_ready()
         tell_hellos(fleet, recorder)
-        driver = LiveDriver(fleet, prompts)
-        search = Search(driver, recorder, Scheduler.of(plan, lengths), plan, slos)
+        driver = LiveDriver(fleet, table)
+        search = Search(driver, recorder, Scheduler.of(plan, traffic), plan, slos)
         search.on_baseline = driver.refit
         search.run()
     except KeyboardInterrupt:

@@ -195,13 +195,12 @@ class Search:
             else f"not yet stationary after {len(answered)} requests; the time for it was up"
         )
         self._steps.end(state, "warm-up", "none", reason, settle_ns=settle_ns)
-        planned = dict(zip(asked.schedule.request_id.tolist(), asked.schedule.input_tokens.tolist(), strict=True))
         self.baseline = Baseline(
             ttft_s=_median([o.ttft_s for o in settled]),
             tpot_s=_median([o.tpot_s for o in settled]),
             e2e_s=_median([o.e2e_s for o in settled]) or 1e-3,
             input_tokens=_median([o.input_tokens for o in settled]),
-            planned_input_tokens=_median([planned[o.request_id] for o in settled]) or 1.0,
+            planned_input_tokens=_median([o.planned_input_tokens for o in settled]) or 1.0,
         )
         if self.on_baseline:
             self.on_baseline(self.baseline)

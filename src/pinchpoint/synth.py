@@ -24,7 +24,7 @@ from pinchpoint.schedule import AFTER, NEVER, Schedule, ScheduledRequest, Slots
 from pinchpoint.search import Search
 from pinchpoint.slo import parse_slos
 from pinchpoint.telemetry.engine_page import EnginePage
-from pinchpoint.workload.lengths import resolve_lengths
+from pinchpoint.workload.classes import resolve
 from pinchpoint.workload.schedule import Scheduler, check_stages
 
 SCRAPE_PERIOD_NS = NS_PER_S // 2
@@ -269,6 +269,7 @@ class VirtualDriver:
                 itl_max_s=max((b - a for a, b in itertools.pairwise(flight.chunk_ns)), default=0) / NS_PER_S
                 if len(flight.chunk_ns) > 1
                 else None,
+                planned_input_tokens=request.input_tokens,
                 input_tokens=event.prompt_tokens if event else None,
                 output_tokens=output_tokens,
                 has_first_byte=flight.first_byte_ns is not None,
@@ -321,7 +322,7 @@ def run_virtual(plan: Plan, fault: str, out: Path, *, params: LabParams | None =
     check_stages(plan)
     chosen = choose_fault(fault, plan.seed).apply(params or LabParams())
     service = VirtualService(chosen, plan.seed)
-    lengths = resolve_lengths(plan.workload, chosen.max_model_len_tokens())
+    traffic = resolve(plan, chosen.max_model_len_tokens())
     manifest = new_manifest(
         plan,
         _facts(plan, chosen),
@@ -335,7 +336,7 @@ def run_virtual(plan: Plan, fault: str, out: Path, *, params: LabParams | None =
     recorder = Recorder(writer, driver.now_ns, _ignore)
     status, reason = "complete", None
     try:
-        Search(driver, recorder, Scheduler.of(plan, lengths), plan, slos).run()
+        Search(driver, recorder, Scheduler.of(plan, traffic), plan, slos).run()
     except BaseException as error:
         status, reason = "aborted", str(error) or type(error).__name__
         raise

@@ -579,7 +579,7 @@ class Exchange:
         else:
             self._settle_plain()
 
-    def _settle_stream(self, sse: SseParser) -> None:
+    def _settle_stream(self, sse: SseParser | NdjsonParser) -> None:
         if self.first_byte_ns is not None and not sse.recognised:
             self.status, self.error = "malformed", "the answer is declared as an event stream and is none"
         elif not self._reader.needs_finish:

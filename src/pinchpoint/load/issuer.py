@@ -350,7 +350,7 @@ class Issuer:
 
     def _exchange(self, row: ScheduledRequest, due_ns: int) -> Exchange:
         keep_text = self._content.counts_answers or self._content.remembers(row)
-        return Exchange(row, due_ns, self._targets[self._target_of(row)], keep_text=keep_text)
+        return Exchange(row, due_ns, self._targets[self._target_of(row)].reader(), keep_text=keep_text)
 
     def _issue(self, row: ScheduledRequest, body: Body, due_ns: int, slot: Slot | None) -> None:
         exchange = self._exchange(row, due_ns)
@@ -606,7 +606,8 @@ class Issuer:
         exchange.end_ns = exchange.end_ns or now_ns
         self._on_done(exchange)
         if exchange.status == "ok" and self._content.remembers(row):
-            self._content.remember(row, exchange.text)
+            told = exchange.usage.output_tokens if exchange.usage is not None else None
+            self._content.remember(row, exchange.text, told)
         if exchange.status == "abandoned":
             self._backlog.give_up(row)
         self._gathering.last_end_ns = now_ns

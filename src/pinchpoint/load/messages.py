@@ -25,8 +25,8 @@ class Content(Protocol):
         """Whether the answer's text is wanted for later turns."""
         ...
 
-    def remember(self, row: ScheduledRequest, answer: str) -> None:
-        """The answer to a turn; one that failed is never told."""
+    def remember(self, row: ScheduledRequest, answer: str, tokens: int | None) -> None:
+        """The answer to a turn, and its tokens if the service counted them; one that failed is never told."""
         ...
 
     def forget(self, session_id: int) -> None: ...
@@ -136,6 +136,7 @@ class Outcome(msgspec.Struct, frozen=True):
     tpot_s: float | None
     e2e_s: float
     itl_max_s: float | None
+    planned_input_tokens: int
     input_tokens: int | None
     output_tokens: int
     has_first_byte: bool

@@ -60,7 +60,7 @@ class NumberContent:
     def remembers(self, row: ScheduledRequest) -> bool:
         return False
 
-    def remember(self, row: ScheduledRequest, answer: str) -> None:
+    def remember(self, row: ScheduledRequest, answer: str, tokens: int | None) -> None:
         pass
 
     def forget(self, session_id: int) -> None:

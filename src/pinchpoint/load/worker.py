@@ -394,6 +394,7 @@ def _outcome(
         tpot_s=tpot_s,
         e2e_s=(end_ns - exchange.scheduled_ns) / NS_PER_S,
         itl_max_s=longest_ns / NS_PER_S if longest_ns is not None else None,
+        planned_input_tokens=exchange.input_tokens,
         input_tokens=exchange.usage.input_tokens if exchange.usage else None,
         output_tokens=output_tokens or 0,
         has_first_byte=exchange.first_byte_ns is not None,

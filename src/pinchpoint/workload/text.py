@@ -116,7 +116,8 @@ def code(rng: random.Random) -> Iterator[str]:
 GRAMMARS: dict[str, Callable[[random.Random], Iterator[str]]] = {"prose": prose, "code": code}
 WORDS = tuple(
     dict.fromkeys(
-        " " + word for word in (*NOUNS, *ADJECTIVES, *VERBS, *PREPOSITIONS, *ADVERBS, "the", "a", "this", "every", "our")
+        " " + word
+        for word in (*NOUNS, *ADJECTIVES, *VERBS, *PREPOSITIONS, *ADVERBS, "the", "a", "this", "every", "our")
     )
 )
 """Words with the space before them, all lower-case: any of them may complete a text."""
