@@ -19,6 +19,10 @@ class Content(Protocol):
 
     counts_answers: bool
 
+    def prepare(self) -> None:
+        """Does once what would else be slow the first time."""
+        ...
+
     def write(self, row: ScheduledRequest) -> Prompt: ...
 
     def remembers(self, row: ScheduledRequest) -> bool:

@@ -54,6 +54,9 @@ class NumberContent:
 
     counts_answers = False
 
+    def prepare(self) -> None:
+        pass
+
     def write(self, row: ScheduledRequest) -> Prompt:
         return Prompt.of(str(row.request_id), row.max_output_tokens, row.input_tokens)
 

@@ -15,7 +15,6 @@ from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import numpy as np
 
 from pinchpoint.clock import NS_PER_S, monotonic_ns
@@ -26,6 +25,7 @@ from pinchpoint.load.health import ClientHealth
 from pinchpoint.load.issuer import Issuer
 from pinchpoint.load.messages import Calibration, Hello, Outcome, Pending, StepOrder, Update, WorkerConfig
 from pinchpoint.model import ERROR_STATUSES, RECORD_COLUMNS, SAMPLE_COLUMNS
+from pinchpoint.prompt import Prompt
 from pinchpoint.rundir import PartWriter
 from pinchpoint.schedule import ScheduledRequest
 from pinchpoint.targets.registry import make_target
@@ -131,9 +131,9 @@ class _Worker:
     def _rehearse(self) -> None:
         """Does once what would else be slow the first time, under load: the first prompt, the first row, a sample."""
         row = ScheduledRequest(0, 0, 0, 0, 0, 0, REHEARSED_TOKENS, REHEARSED_TOKENS)
-        for class_id, target in enumerate(self._targets):
-            target.build(self._config.content.write(msgspec.structs.replace(row, class_id=class_id)))
-        self._config.content.forget(0)
+        self._config.content.prepare()
+        for target in self._targets:
+            target.build(Prompt.of("", 1))
         self._records.rehearse(self._row_of(Exchange(row, 0, self._targets[0]), None, None, None))
         self._samples.rehearse((0, 0, "client", "", "", "", 0.0))
         self._health.read()

@@ -23,7 +23,7 @@ from pinchpoint.plan import ContentKind
 from pinchpoint.prompt import Image, Message, Prompt
 from pinchpoint.schedule import UNSHARED, ScheduledRequest
 from pinchpoint.workload.classes import Traffic, TrafficClass
-from pinchpoint.workload.images import picture
+from pinchpoint.workload.images import VARIANTS, picture
 from pinchpoint.workload.schemas import load_schema
 from pinchpoint.workload.text import GRAMMARS, WORDS, opening
 from pinchpoint.workload.tokens import CHARS_PER_TOKEN, TokenTable, counter_of_file
@@ -87,6 +87,16 @@ class ContentWriter:
     @property
     def table(self) -> TokenTable:
         return self._table
+
+    def prepare(self) -> None:
+        """Makes the texts, the pictures and the like of every class, a tenth of a second for each kind of text."""
+        for class_id, one in enumerate(self._classes):
+            row = ScheduledRequest(0, 0, 0, 0, 0, 0, LONG_TEXT_PIECES, 1, class_id=class_id)
+            self.write(row)
+            for number in range(VARIANTS if one.images is not None else 0):
+                assert one.images is not None
+                picture(number, one.images)
+        self.forget(0)
 
     # -- prompts -----------------------------------------------------------------------------------------------------
 
