@@ -35,7 +35,7 @@ from pinchpoint.diagnose.rule import load_rules, rule_page
 from pinchpoint.lab.faults import FAULTS
 from pinchpoint.report import load_answer
 from pinchpoint.report.json import write_schemas
-from pinchpoint.workload.lengths import presets
+from pinchpoint.workload.library import presets
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
@@ -306,10 +306,10 @@ def faults_block() -> str:
 def presets_block() -> str:
     rows = []
     for name, preset in presets().items():
-        lengths = [f"{s.mean}, σ {s.sigma:g}, {s.min} to {s.max}" for s in (preset.input_tokens, preset.output_tokens)]
-        source = preset.source.removesuffix("; docs/reference/workloads.md")
-        rows.append([f"`{name}`", preset.description, *lengths, source])
-    return table(["preset", "what it stands for", "input tokens", "output tokens", "where the numbers come from"], rows)
+        rows.append([f"`{name}`", preset.summary, preset.stresses, preset.needs or "plain text", preset.source])
+    return table(
+        ["preset", "what it stands for", "what it stresses", "what the service needs", "where the numbers come from"], rows
+    )
 
 
 def exit_codes_block() -> str:

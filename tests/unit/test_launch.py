@@ -24,7 +24,7 @@ from pinchpoint.load.trial import NumberContent
 from pinchpoint.model import TargetFacts
 from pinchpoint.plan import Plan, build_plan
 from pinchpoint.targets.target import TargetSpec
-from pinchpoint.workload.lengths import resolve_lengths
+from pinchpoint.workload.classes import resolve
 
 URL = "http://127.0.0.1:8000"
 SECRET = "sk-0123456789abcdef"
@@ -309,9 +309,9 @@ def test_connections_that_are_opened_ahead_count_against_what_the_host_allows(
     monkeypatch.setattr(launch, "quick_limits", lambda: roomy)
     closed = {"kind": "closed", "concurrency": 3, "duration_s": 1.0}
     plan = plan_of(transport, **({"stages": [closed]} if stage == "closed" else {}))
-    lengths = resolve_lengths(plan.workload, None)
+    traffic = resolve(plan, None)
     if refused:
         with pytest.raises(UnsupportedMeasurementError, match=r"101 connections .* 100"):
-            check_host(plan, lengths, 2, 1, force=False)
-    _, problems = check_host(plan, lengths, 2, 1, force=True)
+            check_host(plan, traffic, 2, 1, force=False)
+    _, problems = check_host(plan, traffic, 2, 1, force=True)
     assert len(problems) == refused

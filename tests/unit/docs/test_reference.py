@@ -22,7 +22,7 @@ from pinchpoint.report import load_answer
 from pinchpoint.report.text import LABELS
 from pinchpoint.stats import MIN_COUNT_FOR_QUANTILE, SequentialBinomial
 from pinchpoint.workload.arrivals import Arrivals
-from pinchpoint.workload.lengths import presets
+from pinchpoint.workload.library import presets
 from pinchpoint.workload.schedule import check_stages
 
 ROOT = Path(__file__).parents[3]
