@@ -127,6 +127,11 @@ class Delivery(msgspec.Struct, frozen=True):
     output_lengths: Lengths | None
     cached_ratio: float | None
     """Share of the prompt tokens that a cache answered; None: the service does not tell."""
+    shared_ratio: float
+    """Share of the asked prompt tokens that other requests begin with too, by design: template, system prompt, shared
+    beginnings, history."""
+    beyond_ratio: float | None
+    """Share of the prompt tokens that a cache answered beyond what is shared by design; None as cached_ratio."""
     flags: tuple[str, ...]
     """What is off, in words."""
     notes: tuple[str, ...]
@@ -146,6 +151,10 @@ def delivered(view: RunView, outcomes: Outcomes | None = None) -> Delivery:
     told = o.ok & np.isfinite(o.cached_tokens) & np.isfinite(o.input_tokens)
     prompt_tokens = float(o.input_tokens[told].sum())
     cached_ratio = float(o.cached_tokens[told].sum()) / prompt_tokens if prompt_tokens else None
+    beyond = np.maximum(o.cached_tokens[told] - np.nan_to_num(o.shared_input_tokens[told]), 0.0)
+    beyond_ratio = float(beyond.sum()) / prompt_tokens if prompt_tokens else None
+    asked_tokens = float(o.requested_input_tokens[o.ok].sum())
+    shared_ratio = float(np.nan_to_num(o.shared_input_tokens[o.ok]).sum()) / asked_tokens if asked_tokens else 0.0
     return Delivery(
         per_second=_per_second(o, view.t0_ns),
         arrivals=arrivals,
@@ -153,12 +162,14 @@ def delivered(view: RunView, outcomes: Outcomes | None = None) -> Delivery:
         prompt_lengths=prompts,
         output_lengths=outputs,
         cached_ratio=cached_ratio,
+        shared_ratio=shared_ratio,
+        beyond_ratio=beyond_ratio,
         flags=(
             *_unsent_flags(o),
             *(flag for found in arrivals for flag in _arrival_flags(found)),
             *(flag for found in concurrency for flag in _concurrency_flags(found)),
             *_length_flags(prompts, outputs),
-            *_cache_flags(cached_ratio),
+            *_cache_flags(beyond_ratio),
         ),
         notes=_notes(o, prompts, outputs, cached_ratio),
     )
@@ -393,10 +404,13 @@ def _length_flags(prompts: Lengths | None, outputs: Lengths | None) -> list[str]
     return flags
 
 
-def _cache_flags(cached_ratio: float | None) -> list[str]:
-    if cached_ratio is None or cached_ratio <= CACHED_RATIO_MAX:
+def _cache_flags(beyond_ratio: float | None) -> list[str]:
+    if beyond_ratio is None or beyond_ratio <= CACHED_RATIO_MAX:
         return []
-    return [f"a cache answered {format_ratio(cached_ratio)} of the prompt tokens: prefill was cheaper than it would be"]
+    return [
+        f"a cache answered {format_ratio(beyond_ratio)} of the prompt tokens beyond what requests share by design: "
+        "prefill was cheaper than it would be"
+    ]
 
 
 def _notes(

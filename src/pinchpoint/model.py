@@ -356,6 +356,7 @@ RECORD_COLUMNS: dict[str, str] = {
     "attempts": "uint16?",  # times it was sent; more than 1 when retries are on or a kept connection was found closed
     "backend": "uint16?",  # which of the target's base URLs; null when there is one
     "class_id": "uint16?",  # place in the plan's list of classes; null in runs of older versions
+    "shared_input_tokens": "int32?",  # of the requested ones, those that other requests begin with too, by design
 }
 
 SAMPLE_COLUMNS: dict[str, str] = {

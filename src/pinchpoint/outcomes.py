@@ -37,6 +37,7 @@ _NUMBERS = (
     "reasoning_tokens",
     "requested_input_tokens",
     "requested_output_tokens",
+    "shared_input_tokens",
     "http_status",
     "retry_after_s",
     "attempts",
@@ -75,6 +76,7 @@ class Outcomes:
     reasoning_tokens: np.ndarray
     requested_input_tokens: np.ndarray
     requested_output_tokens: np.ndarray
+    shared_input_tokens: np.ndarray
     http_status: np.ndarray
     retry_after_s: np.ndarray
     attempts: np.ndarray

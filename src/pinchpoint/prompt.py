@@ -27,7 +27,8 @@ class Prompt(msgspec.Struct, frozen=True):
 
     messages: a system message first, if any; then the conversation so far; the last is the user's. input_tokens: the
     whole input as it was planned, with history and what the service's template adds as far as that is known.
-    max_output_tokens: 0 where nothing is generated (embeddings, ranking). images belong to the last message. tools:
+    max_output_tokens: 0 where nothing is generated (embeddings, ranking). shared_tokens: of input_tokens, those that other
+    requests hold at the same place: template, system prompt, shared beginning, history. images belong to the last message. tools:
     JSON-schema functions as `{"name", "description", "parameters"}`. schema: the answer must be JSON of this schema.
     documents: what is to be ranked against the last message, or embedded together with it.
     """
@@ -35,6 +36,7 @@ class Prompt(msgspec.Struct, frozen=True):
     messages: tuple[Message, ...]
     input_tokens: int
     max_output_tokens: int
+    shared_tokens: int = 0
     images: tuple[Image, ...] = ()
     tools: tuple[dict[str, Any], ...] = ()
     schema: dict[str, Any] | None = None

@@ -24,6 +24,7 @@ REQUEST_COLUMNS = (
     *("request_id", "stage", "worker", "status", "error", "http_status", "retry_after_s"),
     *("scheduled_ns", "sent_ns", "connected_ns", "first_byte_ns", "first_token_ns", "last_token_ns", "end_ns"),
     *("input_tokens", "output_tokens", "cached_tokens", "requested_input_tokens", "requested_output_tokens"),
+    "shared_input_tokens",
     *("coalesced_count", "timestamp_error_ns", "timestamp_source"),
 )
 """Columns of the records that Requests reads, apart from the arrivals of tokens."""
@@ -87,6 +88,7 @@ class Requests:
         self.cached_tokens = numbers("cached_tokens")
         self.requested_input_tokens = numbers("requested_input_tokens")
         self.requested_output_tokens = numbers("requested_output_tokens")
+        self.shared_input_tokens = np.nan_to_num(numbers("shared_input_tokens"))
         self.coalesced_count = numbers("coalesced_count")
         self.timestamp_error_s = numbers("timestamp_error_ns") / NS_PER_S
         self.timestamp_source = texts("timestamp_source")

@@ -92,19 +92,19 @@ def output_tokens(features: Features) -> ValidityReason:
 
 
 def prefix_cache(features: Features) -> ValidityReason:
-    """Share of prompt tokens that came from the engine's cache although the prompts are meant to be unique.
+    """Share of prompt tokens that came from the engine's cache although they are meant to be unique.
 
-    The chat template is the same for everybody, so as many cached tokens as it has are left out where that is known.
+    What requests share by design (template, system prompt, shared beginnings, history) is left out.
     """
     r = features.view.requests
     known = np.isfinite(r.cached_tokens) & np.isfinite(r.input_tokens) & (r.status == "ok")
     share: float | None = None
     if known.any() and r.input_tokens[known].sum() > 0:
-        template = features.facts.prompt_overhead_tokens or 0.0
-        repeated = np.maximum(r.cached_tokens[known] - template, 0.0)
+        shared = np.maximum(r.shared_input_tokens[known], features.facts.prompt_overhead_tokens or 0.0)
+        repeated = np.maximum(r.cached_tokens[known] - shared, 0.0)
         share = float(repeated.sum() / r.input_tokens[known].sum())
         where = "the usage of the answers"
-        where += f", beyond {template:.0f} of the chat template" if template else ""
+        where += f", beyond {shared.mean():.0f} per request that are shared by design" if shared.any() else ""
     else:
         whole = (-np.inf, np.inf)
         hits = features.view.increase("engine.prefix_hit_tokens_total", whole)

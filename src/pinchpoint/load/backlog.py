@@ -33,10 +33,11 @@ class Slot(NamedTuple):
 
 
 class Body(NamedTuple):
-    """The bytes of a request, and how many tokens of input they were meant to be."""
+    """The bytes of a request, how many tokens of input they were meant to be, and how many of these others share."""
 
     data: bytes
     input_tokens: int
+    shared_tokens: int = 0
 
 
 Write = Callable[[ScheduledRequest], Body]

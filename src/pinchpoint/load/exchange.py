@@ -126,6 +126,7 @@ class Exchange:
         "saw_done",
         "scheduled_ns",
         "sent_ns",
+        "shared_tokens",
         "slot",
         "stage",
         "stamp_error_ns",
@@ -149,6 +150,8 @@ class Exchange:
         self.backend = 0
         self.input_tokens = row.input_tokens
         """Of the whole request as it was planned: with history, and with what the service adds as far as known."""
+        self.shared_tokens = 0
+        """Of these, what other requests begin with too."""
         self.check_ns = 0
         """When the loop has to look at its timeouts again."""
         self.sent_ns: int | None = None

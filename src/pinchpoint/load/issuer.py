@@ -346,7 +346,7 @@ class Issuer:
 
     def _write(self, row: ScheduledRequest) -> Body:
         prompt = self._content.write(row)
-        return Body(self._targets[self._target_of(row)].build(prompt), prompt.input_tokens)
+        return Body(self._targets[self._target_of(row)].build(prompt), prompt.input_tokens, prompt.shared_tokens)
 
     def _exchange(self, row: ScheduledRequest, due_ns: int) -> Exchange:
         keep_text = self._content.counts_answers or self._content.remembers(row)
@@ -355,7 +355,7 @@ class Issuer:
     def _issue(self, row: ScheduledRequest, body: Body, due_ns: int, slot: Slot | None) -> None:
         exchange = self._exchange(row, due_ns)
         exchange.slot = slot
-        exchange.input_tokens = body.input_tokens
+        exchange.input_tokens, exchange.shared_tokens = body.input_tokens, body.shared_tokens
         exchange.backend = self._pool.backend_of(row.session_id)
         self.issued += 1
         self.in_flight[row.request_id] = exchange
@@ -443,7 +443,7 @@ class Issuer:
     def _fresh(self, exchange: Exchange) -> Exchange:
         """The same request as if it had not been tried: it left on time, and what follows is no lateness of ours."""
         fresh = self._exchange(exchange.row, exchange.scheduled_ns)
-        fresh.input_tokens = exchange.input_tokens
+        fresh.input_tokens, fresh.shared_tokens = exchange.input_tokens, exchange.shared_tokens
         fresh.slot, fresh.backend, fresh.attempts = exchange.slot, exchange.backend, exchange.attempts
         fresh.sent_ns = exchange.sent_ns
         exchange.release()

@@ -355,6 +355,7 @@ class _Worker:
             exchange.attempts,
             exchange.backend if len(self._config.endpoints) > 1 else None,
             row.class_id,
+            exchange.shared_tokens,
         )
 
 

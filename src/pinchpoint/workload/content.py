@@ -123,6 +123,7 @@ class ContentWriter:
         if one.system_tokens:
             messages.insert(0, self._system(row.class_id, one))
             planned += one.system_tokens
+        shared_tokens = planned - own
         documents = self._documents(one, row)
         if one.documents is not None:
             planned += one.documents.count * one.documents.tokens
@@ -130,6 +131,7 @@ class ContentWriter:
             tuple(messages),
             round(planned),
             row.max_output_tokens,
+            round(max(0.0, shared_tokens)),
             images=self._images(one, row),
             tools=functions(self._seed, row.class_id, one.tools) if one.tools else (),
             schema=load_schema(one.schema) if one.schema is not None else None,
