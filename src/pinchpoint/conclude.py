@@ -24,8 +24,14 @@ UNREACHED = ("transport_error:connect", "transport_error:tls", "timeout:connect"
 
 
 def judge_directory(path: Path, slos: tuple[Slo, ...] | None = None) -> tuple[RunView, Verdict]:
-    """Raises RunFormatError for a directory that cannot be read. slos: None = those of the run."""
+    """Raises RunFormatError for a directory that cannot be read, UsageError for an SLO of a class that the run does not
+    have. slos: None = those of the run."""
     view = RunView(seal_unsealed(path))
+    known = view.manifest.classes
+    for slo in slos or ():
+        if slo.scope is not None and slo.scope not in known:
+            there = f"choose from {', '.join(known)}" if known else "it has no classes"
+            raise UsageError(f"SLO {slo.text!r}: the run has no class {slo.scope!r}; {there}")
     return view, judge(view, slos)
 
 

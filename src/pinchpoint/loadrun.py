@@ -44,7 +44,7 @@ from pinchpoint.plan import WARM_CONNECTIONS_MAX, Plan, StageSpec
 from pinchpoint.recorder import ProgressSink, Recorder
 from pinchpoint.targets.registry import TARGETS, kind_of
 from pinchpoint.tokenizing import token_table
-from pinchpoint.workload.classes import resolve
+from pinchpoint.workload.classes import resolve, slos_of, workload_title
 from pinchpoint.workload.content import ContentWriter
 from pinchpoint.workload.schedule import Scheduler, StageLoad, check_stages
 
@@ -98,6 +98,7 @@ def run_load(
     check_writable(out)
     plan = _split_api(plan)
     traffic = resolve(plan, None)
+    slos = slos_of(plan, traffic)
     access = open_access(plan, api_key)
     workers = worker_count(plan, shared_host=access.local)
     fleet = Fleet(workers)
@@ -113,6 +114,8 @@ def run_load(
         raise
     path = writer.path
     recorder = Recorder(writer, monotonic_ns, on_progress)
+    recorder.on_workload(workload_title(plan), tuple(one.name for one in traffic.classes))
+    recorder.on_slos(slos, False)
     load = _Load(fleet, recorder, Scheduler.of(plan, traffic), plan)
     error: PinchpointError | None = None
     status, reason = "complete", None

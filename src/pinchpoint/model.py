@@ -60,6 +60,8 @@ class Slo(msgspec.Struct, frozen=True):
     attainment_ratio: float
     limit: float
     text: str
+    scope: str | None = None
+    """Name of the class of requests that it is of; None: all requests."""
 
 
 class Limits(msgspec.Struct, frozen=True):
@@ -198,6 +200,19 @@ class ValidityReason(msgspec.Struct, frozen=True):
     unit: str = ""
 
 
+class ClassResult(msgspec.Struct, frozen=True):
+    """Statistics of the requests of one class in one stage. Quantile fields as in StageResult."""
+
+    name: str
+    requests: int
+    ok: int
+    ttft_s: dict[str, float | None]
+    tpot_s: dict[str, float | None]
+    e2e_s: dict[str, float | None]
+    attainment: dict[str, tuple[int, int]]
+    """Text of each SLO of this class alone -> (requests that met it, requests that count)."""
+
+
 class StageResult(msgspec.Struct, frozen=True):
     """Statistics of one stage over its steady part. Quantile fields are None with too few requests."""
 
@@ -225,6 +240,8 @@ class StageResult(msgspec.Struct, frozen=True):
     """SLO text -> share of those requests that counts as independent (stats.effective_ratio)."""
     decision: str
     reason: str
+    classes: tuple[ClassResult, ...] = ()
+    """By class, in the order of the plan; empty where there is one class."""
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -299,6 +316,10 @@ class Manifest(msgspec.Struct):
     clock: dict[str, Any]
     files: dict[str, dict[str, Any]]
     """name -> {rows, bytes, sha256}; filled when sealed."""
+    workload: str = ""
+    """Name of the workload, or of its classes; empty in runs of older versions."""
+    classes: tuple[str, ...] = ()
+    """Names by class_id; empty in runs of older versions."""
     command: tuple[str, ...] = ()
     """Words of the command line that made the run. Keys are never given as flags, so it holds none."""
 

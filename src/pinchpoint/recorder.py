@@ -52,6 +52,12 @@ class Recorder:
         self._writer.write_manifest()
         self.on_event("slos", slos=[slo.text for slo in slos], derived=derived)
 
+    def on_workload(self, title: str, classes: tuple[str, ...]) -> None:
+        """classes: names by class_id."""
+        self._writer.manifest.workload = title
+        self._writer.manifest.classes = classes
+        self._writer.write_manifest()
+
     def on_progress(self, progress: Progress) -> None:
         self._on_progress(progress)
 

@@ -34,11 +34,10 @@ from pinchpoint.probe import probe
 from pinchpoint.recorder import ProgressSink, Recorder
 from pinchpoint.schedule import Schedule, Slots
 from pinchpoint.search import Baseline, Search
-from pinchpoint.slo import parse_slos
 from pinchpoint.telemetry.config import CollectorConfig
 from pinchpoint.telemetry.handle import start_collector
 from pinchpoint.tokenizing import token_table
-from pinchpoint.workload.classes import resolve
+from pinchpoint.workload.classes import resolve, slos_of, workload_title
 from pinchpoint.workload.content import ContentWriter
 from pinchpoint.workload.schedule import Scheduler, check_stages
 from pinchpoint.workload.tokens import TokenTable
@@ -96,9 +95,8 @@ def run_live(
 
     KeyboardInterrupt after the start ends the run early; the directory is sealed and marked aborted.
     """
-    slos = parse_slos(plan.slos)
     api_key = read_api_key(plan)
-    resolve(plan, None)
+    slos = slos_of(plan, resolve(plan, None))
     check_stages(plan)
     check_writable(out)
     access = open_access(plan, api_key)
@@ -124,6 +122,7 @@ def run_live(
     writer = begin_run(plan, facts, out, command=command, plan_file=plan_file)
     path = writer.path
     recorder = Recorder(writer, monotonic_ns, on_progress)
+    recorder.on_workload(workload_title(plan), tuple(one.name for one in traffic.classes))
     content = ContentWriter(plan.seed, traffic, table)
     tell_host(recorder, limits, problems, access)
     recorder.on_event("tokens", source=table.source, note=table.note)

@@ -301,14 +301,22 @@ class Search:
         proven only when time is left over, and else the answer says how far the evidence goes.
         """
         tally = self._counts.get(rate_rps, Tally())
-        missing = 0
+        missing = 0.0
         for slo in self.slos:
             if latency_only and slo.metric == "errors":
                 continue
             if tally.decide_slo(slo, self.slos) == "undecided":
                 needed = requests_needed((slo,), alpha_shared_by=len(self.slos))
-                missing = max(missing, needed - tally.counted(slo), PROVE_REQUESTS_MIN)
+                of_slo = max(needed - tally.counted(slo), PROVE_REQUESTS_MIN)
+                missing = max(missing, of_slo / self._share(slo))
         return missing / rate_rps
+
+    def _share(self, slo: Slo) -> float:
+        """Share of the requests that the SLO is about; 1 for a class that only other stages have."""
+        traffic = self._scheduler.traffic
+        mix = traffic.mix(None)
+        shares = dict(zip((traffic.classes[i].name for i in mix), traffic.weights(mix), strict=True))
+        return 1.0 if slo.scope is None else shares.get(slo.scope, 1.0)
 
     def _overload(self) -> None:
         """One step that breaks the service; a rate that turns out not to is raised."""

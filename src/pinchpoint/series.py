@@ -4,7 +4,7 @@ Everything downstream (capacity, diagnosis, report) reads a run through `RunView
 `t0_ns`. A value that was not measured is NaN in arrays and None in scalars.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from functools import cached_property
 
 import msgspec
@@ -13,7 +13,7 @@ import numpy as np
 from pinchpoint.catalog import load_catalog
 from pinchpoint.chunks import CHUNK_COLUMNS, ChunkDigest
 from pinchpoint.clock import NS_PER_S
-from pinchpoint.model import ERROR_STATUSES, Slo, Stage, StageResult
+from pinchpoint.model import ERROR_STATUSES, ClassResult, Slo, Stage, StageResult
 from pinchpoint.rundir import Run
 from pinchpoint.slo import NOT_ANSWERED_STATUSES, WITHDRAWN_STATUSES, surely_missed
 from pinchpoint.stats import effective_ratio, quantile, quantile_interval
@@ -24,7 +24,7 @@ REQUEST_COLUMNS = (
     *("request_id", "stage", "worker", "status", "error", "http_status", "retry_after_s"),
     *("scheduled_ns", "sent_ns", "connected_ns", "first_byte_ns", "first_token_ns", "last_token_ns", "end_ns"),
     *("input_tokens", "output_tokens", "cached_tokens", "requested_input_tokens", "requested_output_tokens"),
-    "shared_input_tokens",
+    *("shared_input_tokens", "class_id"),
     *("coalesced_count", "timestamp_error_ns", "timestamp_source"),
 )
 """Columns of the records that Requests reads, apart from the arrivals of tokens."""
@@ -89,6 +89,8 @@ class Requests:
         self.requested_input_tokens = numbers("requested_input_tokens")
         self.requested_output_tokens = numbers("requested_output_tokens")
         self.shared_input_tokens = np.nan_to_num(numbers("shared_input_tokens"))
+        self.class_id = np.nan_to_num(numbers("class_id")).astype(int)
+        self._classes = run.manifest.classes
         self.coalesced_count = numbers("coalesced_count")
         self.timestamp_error_s = numbers("timestamp_error_ns") / NS_PER_S
         self.timestamp_source = texts("timestamp_source")
@@ -121,8 +123,19 @@ class Requests:
     def outcomes(self, slo: Slo) -> tuple[np.ndarray, np.ndarray]:
         """(met, counts), boolean, shape (requests,): which requests met the SLO, and which count for it at all.
 
-        slo.request_meets for all requests at once, and slo.surely_missed for those that were withdrawn.
+        slo.request_meets for all requests at once, and slo.surely_missed for those that were withdrawn. Of an SLO of one
+        class the requests of the others do not count.
         """
+        met, counts = self._outcomes(slo)
+        return (met, counts) if slo.scope is None else (met, counts & self.of_class(slo.scope))
+
+    def of_class(self, name: str) -> np.ndarray:
+        """Mask of the requests of a class; nobody, where the run has none of that name."""
+        if name not in self._classes:
+            return np.zeros(self.count, bool)
+        return self.class_id == self._classes.index(name)
+
+    def _outcomes(self, slo: Slo) -> tuple[np.ndarray, np.ndarray]:
         if slo.metric == "errors":
             return self.status == "ok", ~np.isin(self._status_text, NOT_ANSWERED_STATUSES)
         value_s = {"ttft": self.ttft_s, "tpot": self.tpot_s, "e2e": self.e2e_s}.get(slo.metric)
@@ -300,7 +313,7 @@ class RunView:
         ends = np.sort(np.where(np.isfinite(r.end_s[mask]), r.end_s[mask], np.inf))
         return np.searchsorted(starts, t_s, side="right") - np.searchsorted(ends, t_s, side="right")
 
-    def stage_result(self, stage: Stage, slos: Iterable[Slo]) -> StageResult:
+    def stage_result(self, stage: Stage, slos: Sequence[Slo]) -> StageResult:
         r = self.requests
         mask = self.select(stage)
         count = int(mask.sum())
@@ -342,7 +355,33 @@ class RunView:
             effective=effective,
             decision=stage.decision,
             reason=stage.reason,
+            classes=self._class_results(mask, attainment, slos),
         )
+
+    def _class_results(
+        self, mask: np.ndarray, attainment: dict[str, tuple[int, int]], slos: Sequence[Slo]
+    ) -> tuple[ClassResult, ...]:
+        """By class of the requests in the mask; empty where the run has one class."""
+        r, names = self.requests, self.manifest.classes
+        if len(names) < 2:
+            return ()
+        found = []
+        for name in names:
+            mine = mask & r.of_class(name)
+            if not mine.any():
+                continue
+            found.append(
+                ClassResult(
+                    name=name,
+                    requests=int(mine.sum()),
+                    ok=int((r.status[mine] == "ok").sum()),
+                    ttft_s=_quantiles(_finite(r.ttft_s[mine])),
+                    tpot_s=_quantiles(_finite(r.tpot_s[mine])),
+                    e2e_s=_quantiles(_finite(r.e2e_s[mine])),
+                    attainment={slo.text: attainment[slo.text] for slo in slos if slo.scope == name},
+                )
+            )
+        return tuple(found)
 
     def token_rate(self, window_s: tuple[float, float]) -> float | None:
         """Output tokens received per second; None when the run has none or the window no length."""

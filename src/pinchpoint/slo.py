@@ -1,4 +1,4 @@
-"""The SLO language: `ttft p99 < 500ms`, `tpot p95 < 50ms`, `errors < 1%`.
+"""The SLO language: `ttft p99 < 500ms`, `tpot p95 < 50ms`, `errors < 1%`; `chat: ttft p99 < 500ms` for one class.
 
 An SLO is a share of requests that must satisfy a limit, because only that can be tested request by request while the
 load runs. "p99 < 500ms" therefore reads: at least 99 % of the requests stay below 500 ms. Percentiles of means or
@@ -10,6 +10,8 @@ timeout misses them too. Requests withdrawn by us before their limit had passed 
 
 import re
 
+import msgspec
+
 from pinchpoint.errors import UsageError
 from pinchpoint.model import ERROR_STATUSES, Slo
 from pinchpoint.units import format_duration, parse_duration_s, parse_ratio, significant
@@ -17,6 +19,7 @@ from pinchpoint.units import format_duration, parse_duration_s, parse_ratio, sig
 LATENCY_METRICS = ("ttft", "tpot", "itl", "e2e")
 _LATENCY = re.compile(r"(ttft|tpot|itl|e2e)\s+p([0-9]{1,2}(?:\.[0-9]+)?)\s*<=?\s*(\S.*)", re.IGNORECASE)
 _ERRORS = re.compile(r"errors?\s*<=?\s*(\S.*)", re.IGNORECASE)
+_SCOPED = re.compile(r"([^:<]+):\s*(\S.*)")
 _HELP = "write for example 'ttft p99 < 500ms', 'tpot p95 < 50ms', 'e2e p95 < 8s' or 'errors < 1%'"
 
 
@@ -32,6 +35,8 @@ def error_slo(limit_ratio: float) -> Slo:
 def parse_slo(text: str) -> Slo:
     """One SLO. Raises UsageError saying what is wrong with it."""
     stripped = text.strip()
+    if match := _SCOPED.fullmatch(stripped):
+        return scoped(parse_slo(match[2]), match[1].strip())
     if match := _LATENCY.fullmatch(stripped):
         percentile = float(match[2])
         if not 0 < percentile < 100:
@@ -54,16 +59,28 @@ def parse_slo(text: str) -> Slo:
     raise UsageError(f"{text!r} is not an SLO; {_HELP}")
 
 
+def scoped(slo: Slo, scope: str) -> Slo:
+    """The same promise for the requests of one class. Raises UsageError for one that has a class already."""
+    if slo.scope is not None:
+        raise UsageError(f"SLO {slo.text!r} names a class of its own; leave out the class {scope!r} or {slo.scope!r}")
+    return msgspec.structs.replace(slo, scope=scope, text=f"{scope}: {slo.text}")
+
+
 def parse_slos(texts: list[str] | tuple[str, ...]) -> tuple[Slo, ...]:
-    """All SLOs, with `errors < 1%` added when none speaks of errors: a failed answer is never a success."""
-    slos = tuple(parse_slo(text) for text in texts)
+    """All SLOs, with `errors < 1%` added when none speaks of the errors of all requests: a failed answer is never a
+    success."""
+    return with_errors(tuple(parse_slo(text) for text in texts))
+
+
+def with_errors(slos: tuple[Slo, ...]) -> tuple[Slo, ...]:
+    """Raises UsageError for two SLOs that speak of the same; adds `errors < 1%` where it is missing."""
     seen: set[str] = set()
     for slo in slos:
-        key = f"{slo.metric} {slo.attainment_ratio if slo.metric != 'errors' else ''}"
+        key = f"{slo.scope or ''}: {slo.metric} {slo.attainment_ratio if slo.metric != 'errors' else ''}"
         if key in seen:
             raise UsageError(f"two SLOs for the same percentile ({slo.text}); keep one")
         seen.add(key)
-    if slos and not any(slo.metric == "errors" for slo in slos):
+    if slos and not any(slo.metric == "errors" and slo.scope is None for slo in slos):
         slos += (error_slo(DEFAULT_ERROR_LIMIT_RATIO),)
     return slos
 

@@ -38,14 +38,15 @@ class StepState:
         schedule = asked.schedule
         settled = (schedule.offset_ns != AFTER) & (schedule.offset_ns >= settle_ns)
         self._order: list[int] = schedule.request_id[settled].tolist()
+        self._class_ids: list[int] = schedule.class_id[settled].tolist()
 
     def tally(self, slos: Sequence[Slo], now_ns: int) -> Tally:
-        """Counts per SLO over the longest decided prefix."""
+        """Counts per SLO over the longest decided prefix, of its class where it has one."""
         attainment: dict[str, tuple[int, int]] = {}
         effective: dict[str, float] = {}
         for slo in slos:
             outcomes: list[bool] = []
-            for request_id in self._order:
+            for request_id in self._of(slo):
                 known, verdict = self._verdict(slo, request_id, now_ns)
                 if not known:
                     break
@@ -54,6 +55,13 @@ class StepState:
             attainment[slo.text] = (outcomes.count(True), len(outcomes))
             effective[slo.text] = effective_ratio(outcomes)
         return Tally.of(attainment, effective)
+
+    def _of(self, slo: Slo) -> list[int]:
+        """Settled requests that the SLO is about, in order."""
+        if slo.scope is None:
+            return self._order
+        wanted = self.asked.classes.index(slo.scope)
+        return [request_id for request_id, i in zip(self._order, self._class_ids, strict=True) if i == wanted]
 
     def _verdict(self, slo: Slo, request_id: int, now_ns: int) -> tuple[bool, bool | None]:
         """(decided, met). A request that was withdrawn undecided is decided and does not count."""

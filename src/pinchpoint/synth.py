@@ -22,9 +22,8 @@ from pinchpoint.recorder import Recorder, new_manifest
 from pinchpoint.rundir import RunWriter
 from pinchpoint.schedule import AFTER, NEVER, Schedule, ScheduledRequest, Slots
 from pinchpoint.search import Search
-from pinchpoint.slo import parse_slos
 from pinchpoint.telemetry.engine_page import EnginePage
-from pinchpoint.workload.classes import resolve
+from pinchpoint.workload.classes import resolve, slos_of, workload_title
 from pinchpoint.workload.schedule import Scheduler, check_stages
 
 SCRAPE_PERIOD_NS = NS_PER_S // 2
@@ -318,11 +317,11 @@ def run_virtual(plan: Plan, fault: str, out: Path, *, params: LabParams | None =
 
     Raises UsageError for an unknown fault or an output directory that cannot be used.
     """
-    slos = parse_slos(plan.slos)
     check_stages(plan)
     chosen = choose_fault(fault, plan.seed).apply(params or LabParams())
     service = VirtualService(chosen, plan.seed)
     traffic = resolve(plan, chosen.max_model_len_tokens())
+    slos = slos_of(plan, traffic)
     manifest = new_manifest(
         plan,
         _facts(plan, chosen),
@@ -334,6 +333,7 @@ def run_virtual(plan: Plan, fault: str, out: Path, *, params: LabParams | None =
     writer = RunWriter(out, manifest)
     driver = VirtualDriver(service, writer)
     recorder = Recorder(writer, driver.now_ns, _ignore)
+    recorder.on_workload(workload_title(plan), tuple(one.name for one in traffic.classes))
     status, reason = "complete", None
     try:
         Search(driver, recorder, Scheduler.of(plan, traffic), plan, slos).run()

@@ -23,7 +23,8 @@ from pinchpoint.plan import (
     PrefixSpec,
     WorkloadSpec,
 )
-from pinchpoint.slo import parse_slos
+from pinchpoint.model import Slo
+from pinchpoint.slo import parse_slo, scoped, with_errors
 from pinchpoint.workload.durations import parse_counts, parse_durations
 from pinchpoint.workload.library import preset_named, presets
 
@@ -140,6 +141,26 @@ def resolve(plan: Plan, context_tokens: int | None) -> Traffic:
     return Traffic(renamed, mixes)
 
 
+def slos_of(plan: Plan, traffic: Traffic) -> tuple[Slo, ...]:
+    """Those of the plan, then those of its classes; empty when nobody gave any. Raises UsageError for a class that is
+    not in the plan, and for two that speak of the same."""
+    found = [parse_slo(text) for text in plan.slos]
+    names = [one.name for one in traffic.classes]
+    for slo in found:
+        if slo.scope is not None and slo.scope not in names:
+            raise UsageError(f"SLO {slo.text!r}: there is no class {slo.scope!r}; choose from {', '.join(names)}")
+    found += [scoped(parse_slo(text), one.name) for one in traffic.classes for text in one.slos]
+    return with_errors(tuple(found))
+
+
+def workload_title(plan: Plan) -> str:
+    """For reports: the preset, or the names of the classes that were given."""
+    given = plan.workload.classes
+    if not given:
+        return plan.workload.preset
+    return " + ".join(one.name or one.preset or plan.workload.preset for one in given)
+
+
 def resolve_workload(spec: WorkloadSpec, context_tokens: int | None) -> list[TrafficClass]:
     """The classes of one workload. Raises UsageError as `resolve`, without the place."""
     given = spec.classes or preset_named(spec.preset).classes
@@ -198,7 +219,8 @@ def _length(given: int | LengthSpec | None, shape: int | LengthSpec | None, exac
 def _check(found: TrafficClass) -> None:
     turns = parse_counts(found.turns)
     parse_durations(found.think)
-    parse_slos(found.slos)
+    for text in found.slos:
+        scoped(parse_slo(text), found.name)
     if turns.mean > 1 and found.output_tokens is None and found.joint is None:
         raise UsageError("a conversation needs answers; give output_tokens")
     if found.weight <= 0:

@@ -9,7 +9,7 @@ Lengths do not depend on the stage either, so two steps of a search differ in th
 import heapq
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -53,7 +53,7 @@ class StageLoad:
     duration_ns: nothing is sent from then on; None: until every request of the schedule has ended. slots: the users of
     a closed loop, else None. rate_rps: of an open loop whose rate stays, else None. endless: `Scheduler.more` has
     further requests, and the caller must ask for them before the schedule is used up. arrivals, profile, think_s: as
-    in model.Stage.
+    in model.Stage. classes: names by class_id.
     """
 
     schedule: Schedule
@@ -65,6 +65,7 @@ class StageLoad:
     profile: str = ""
     think_s: float = 0.0
     endless: bool = False
+    classes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -121,11 +122,16 @@ class Scheduler:
         """
         match spec:
             case ClosedStage():
-                return self._closed_stage(stage, spec, pool)
+                load = self._closed_stage(stage, spec, pool)
             case SessionsStage():
-                return self._sessions_stage(stage, spec)
+                load = self._sessions_stage(stage, spec)
             case ReplayStage():
-                return self._replay_stage(stage, spec)
+                load = self._replay_stage(stage, spec)
+            case _:
+                load = self._open_stage(stage, spec)
+        return replace(load, classes=tuple(one.name for one in self.traffic.classes))
+
+    def _open_stage(self, stage: int, spec: OpenKind) -> StageLoad:
         arrivals, profile = parse_arrivals(spec.arrivals), profile_of(spec)
         duration_s = _open_duration_s(spec)
         generator = self._generator(ARRIVALS, stage)
