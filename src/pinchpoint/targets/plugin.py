@@ -178,7 +178,7 @@ def _check(name: str, target: Any) -> None:
 
 
 def _kind(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"
+    return "None" if value is None else f"a value of type {type(value).__name__}"
 
 
 def _in_words(name: str, what: str, error: Exception) -> str:
