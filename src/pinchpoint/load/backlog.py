@@ -41,6 +41,7 @@ class Body(NamedTuple):
 
 
 Write = Callable[[ScheduledRequest], Body]
+WriteAhead = Callable[[ScheduledRequest], Body | None]
 
 
 @dataclass(slots=True)
@@ -71,7 +72,7 @@ class Step:
         self.closed_loop = False
         self.ended = False
         """No session begins any more, whatever slots are freed."""
-        self.ready: deque[tuple[ScheduledRequest, Body]] = deque()
+        self.ready: deque[tuple[ScheduledRequest, Body | None]] = deque()
         self._blocks: deque[Iterator[ScheduledRequest]] = deque()
         self.left = 0
         """Sessions that nobody has taken yet, counted by their first requests."""
@@ -94,20 +95,20 @@ class Step:
             self._later.append(later.select(order))
             self.turns_left += len(later)
 
-    def write_ahead(self, write: Write, at_most: int = READY_AT_ONCE) -> None:
+    def write_ahead(self, write: WriteAhead, at_most: int = READY_AT_ONCE) -> None:
         for _ in range(min(at_most, READY_MAX - len(self.ready))):
             row = self._next_row()
             if row is None:
                 return
             self.ready.append((row, write(row)))
 
-    def peek(self, write: Write) -> ScheduledRequest | None:
+    def peek(self, write: WriteAhead) -> ScheduledRequest | None:
         """First request of the next session; None when there is none (yet)."""
         if not self.ready:
             self.write_ahead(write, 1)
         return self.ready[0][0] if self.ready else None
 
-    def take(self) -> tuple[ScheduledRequest, Body]:
+    def take(self) -> tuple[ScheduledRequest, Body | None]:
         """What `peek` saw, with its body."""
         self.left -= 1
         self.taken += 1
@@ -237,6 +238,10 @@ class Backlog:
             due.body = self._write(due.row)
         return due
 
+    def _ahead(self, row: ScheduledRequest) -> Body | None:
+        """None: the body holds an answer that is still to come."""
+        return None if row.turn > 0 and row.offset_ns != AFTER and self._waits(row) else self._write(row)
+
     def _note_timed(self, schedule: Schedule) -> None:
         """Which sessions have turns at instants of their own that need the answers before them."""
         timed = schedule.select((schedule.turn > 0) & (schedule.offset_ns != AFTER))
@@ -306,15 +311,15 @@ class Backlog:
 
     def write_ahead(self) -> None:
         for _, _, due in self._heap[:SOON]:  # the first places of a heap hold what is due soon
-            if due.body is None and due.row is not None:
+            if due.body is None and due.row is not None and (due.released or due.row.offset_ns == AFTER):
                 self._whole(due)
         for step in self._steps.values():
-            step.write_ahead(self._write)
+            step.write_ahead(self._ahead)
 
     def _seat(self, slot: Slot, now_ns: int, *, think: bool) -> Due | None:
         """What the slot does next; None when it takes no further session."""
         step = slot.step
-        row = None if step.ended else step.peek(self._write)
+        row = None if step.ended else step.peek(self._ahead)
         due_ns = now_ns + (row.think_ns if row is not None and think else 0)
         if step.ended or due_ns >= slot.until_ns or (step.end_ns is not None and due_ns >= step.end_ns):
             step.slots -= 1
@@ -327,7 +332,7 @@ class Backlog:
         return Due(due_ns, row, body, slot, step)
 
     def _push_next_arrival(self, step: Step) -> None:
-        if step.peek(self._write) is not None:
+        if step.peek(self._ahead) is not None:
             row, body = step.take()
             assert row.offset_ns != AFTER, "an open-loop session has an instant"
             self._push(Due(step.t0_ns + row.offset_ns, row, body, None, step))

@@ -196,7 +196,7 @@ class Exchange:
         self._texts: list[bytes] | None = [] if keep_text else None
         """Pieces of the answer as they stand in JSON strings."""
         self._says_content = False
-        """Whether the latest event carried content, and no thinking or call."""
+        """Whether events that fit the template carry content, and no thinking."""
         self._sse: SseParser | NdjsonParser | None = None
         self._sniffed = False
         """The body's beginning was looked at, and is no event stream's."""
@@ -438,8 +438,13 @@ class Exchange:
         found = self._reader.template(payload) if position == len(data) else None
         if found is not None:
             self._prefix, self._tail = found[0], found[1] + CRLF
+            self._says_content = self._texts is not None and self._is_content(found[0] + b"x" + found[1])
             self._heads = {}
             self._misses = 0
+
+    def _is_content(self, event: bytes) -> bool:
+        assert self._sse is not None
+        return any(self._reader.parse_event(*one).content for one in type(self._sse)().feed(event))
 
     # -- httptools callbacks ---------------------------------------------------------------------------------------
 
@@ -532,7 +537,6 @@ class Exchange:
             self.usage = _merged(self.usage, chunk.usage)
         if chunk.text:
             self._keep(chunk.text)
-        self._says_content = chunk.content
         if chunk.has_text:
             self._events_in_read += 1
             self.chunk_ns.append(self._stamp_ns)

@@ -10,12 +10,13 @@ import numpy as np
 from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.load.exchange import Exchange
 from pinchpoint.load.issuer import Issuer
-from pinchpoint.load.messages import Habits, Timeouts
+from pinchpoint.load.messages import Content, Habits, Timeouts
 from pinchpoint.load.trial import NumberContent
 from pinchpoint.load.wire import Endpoint, resolve
 from pinchpoint.prompt import Prompt
 from pinchpoint.schedule import AFTER, NEVER, Schedule, ScheduledRequest, Slots
 from pinchpoint.targets.openai import CHAT_PATH, OpenAITarget
+from pinchpoint.targets.target import Target
 
 PATIENCE_S = 10.0
 TURN_NS = 20_000_000
@@ -91,21 +92,24 @@ TARGET = NumberTarget()
 
 
 class Driven:
-    """`done` holds the exchanges in the order in which the requests ended. `habits`: fields of Habits."""
+    """`done` holds the exchanges in the order in which the requests ended. `habits`: fields of Habits. targets,
+    content: in place of those that say the number of the request."""
 
     def __init__(
         self,
         *places: str | Endpoint,
         timeouts: Timeouts = Timeouts(),  # noqa: B008 - frozen
         tls: ssl.SSLContext | None = None,
+        targets: Sequence[Target] = (),
+        content: Content | None = None,
         **habits: Any,
     ) -> None:
         self.done: list[Exchange] = []
         self.target = NumberTarget()
         self.issuer = Issuer(
             [place if isinstance(place, Endpoint) else resolve(place) for place in places],
-            [self.target],
-            NumberContent(),
+            targets or [self.target],
+            content or NumberContent(),
             self.done.append,
             habits=Habits(timeouts=timeouts, **habits),
             tls=tls,

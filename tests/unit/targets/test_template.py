@@ -32,12 +32,13 @@ COMPARED = (
     "coalesced_count",
     "coalesced_error_ns",
     "first_token_error_ns",
+    "text",
 )
 GAP_NS = 1000
 
 
 def told(reads: list[bytes], *, long_way: bool, close: bool) -> dict[str, object]:
-    exchange = Exchange(request(1), 0, NumberTarget(long_way=long_way))
+    exchange = Exchange(request(1), 0, NumberTarget(long_way=long_way), keep_text=True)
     now_ns = 0
     for data in reads:
         now_ns += GAP_NS
