@@ -2,8 +2,9 @@
 
     python examples/llama_server.py --slots 1 --port 0
 
-Prints `{"url": ...}` when it is ready and serves until SIGTERM or Ctrl-C. Client and server usually share few cores
-here, and OpenMP's spinning barriers then collapse, so the script starts itself again with passive waiting.
+With --embeddings it answers /v1/embeddings too. Prints `{"url": ...}` when it is ready and serves until SIGTERM or
+Ctrl-C. Client and server usually share few cores here, and OpenMP's spinning barriers then collapse, so the script
+starts itself again with passive waiting.
 """
 
 import argparse
@@ -32,6 +33,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=1)
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--embeddings", action="store_true")
     arguments = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in PASSIVE.items()):
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **PASSIVE})
@@ -45,6 +47,10 @@ def main() -> None:
     params.n_ctx = CONTEXT_TOKENS_PER_SLOT * arguments.slots
     params.cont_batching = True
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = arguments.threads
+    if arguments.embeddings:
+        params.embedding = True
+        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_MEAN
+        params.n_ubatch = params.n_batch  # an input to embed must fit one physical batch
     params.port = arguments.port
     params.endpoint_metrics = params.endpoint_slots = True
     params.offline = True
