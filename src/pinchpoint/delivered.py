@@ -118,6 +118,14 @@ class Lengths(msgspec.Struct, frozen=True):
     """Share of the requests off by more than 2 %."""
 
 
+class ClassLengths(msgspec.Struct, frozen=True):
+    """Lengths of the requests of one class; None as in Delivery."""
+
+    name: str
+    prompt_lengths: Lengths | None
+    output_lengths: Lengths | None
+
+
 class Delivery(msgspec.Struct, frozen=True):
     per_second: PerSecond
     arrivals: tuple[ArrivalFit, ...]
@@ -125,6 +133,8 @@ class Delivery(msgspec.Struct, frozen=True):
     prompt_lengths: Lengths | None
     """None: the service does not count."""
     output_lengths: Lengths | None
+    class_lengths: tuple[ClassLengths, ...]
+    """By class, in the order of the plan; empty where there is one class."""
     cached_ratio: float | None
     """Share of the prompt tokens that a cache answered; None: the service does not tell."""
     shared_ratio: float
@@ -146,8 +156,8 @@ def delivered(view: RunView, outcomes: Outcomes | None = None) -> Delivery:
         _arrivals(o, stage, view.t0_ns, asked.get(stage.index)) for stage in o.stages if stage.concurrency is None
     )
     concurrency = tuple(_concurrency(o, stage, view.t0_ns) for stage in o.stages if stage.concurrency is not None)
-    prompts = _lengths(o.requested_input_tokens, o.input_tokens, o.ok)
-    outputs = _lengths(o.requested_output_tokens, o.output_tokens, o.ok & o.counted_by_service)
+    prompts, outputs = _prompt_lengths(o, o.ok), _output_lengths(o, o.ok)
+    by_class = _class_lengths(o, view.manifest.classes)
     told = o.ok & np.isfinite(o.cached_tokens) & np.isfinite(o.input_tokens)
     prompt_tokens = float(o.input_tokens[told].sum())
     cached_ratio = float(o.cached_tokens[told].sum()) / prompt_tokens if prompt_tokens else None
@@ -161,6 +171,7 @@ def delivered(view: RunView, outcomes: Outcomes | None = None) -> Delivery:
         concurrency=concurrency,
         prompt_lengths=prompts,
         output_lengths=outputs,
+        class_lengths=by_class,
         cached_ratio=cached_ratio,
         shared_ratio=shared_ratio,
         beyond_ratio=beyond_ratio,
@@ -168,7 +179,7 @@ def delivered(view: RunView, outcomes: Outcomes | None = None) -> Delivery:
             *_unsent_flags(o),
             *(flag for found in arrivals for flag in _arrival_flags(found)),
             *(flag for found in concurrency for flag in _concurrency_flags(found)),
-            *_length_flags(prompts, outputs),
+            *_length_flags(prompts, outputs, by_class),
             *_cache_flags(beyond_ratio),
         ),
         notes=_notes(o, prompts, outputs, cached_ratio),
@@ -320,6 +331,23 @@ def _concurrency(o: Outcomes, stage: Stage, t0_ns: int) -> ConcurrencyFit:
 # -- lengths -----------------------------------------------------------------------------------------------------------
 
 
+def _prompt_lengths(o: Outcomes, mask: np.ndarray) -> Lengths | None:
+    return _lengths(o.requested_input_tokens, o.input_tokens, mask)
+
+
+def _output_lengths(o: Outcomes, mask: np.ndarray) -> Lengths | None:
+    return _lengths(o.requested_output_tokens, o.output_tokens, mask & o.counted_by_service)
+
+
+def _class_lengths(o: Outcomes, names: tuple[str, ...]) -> tuple[ClassLengths, ...]:
+    if len(names) < 2:
+        return ()
+    masks = ((name, o.ok & o.of_class(i)) for i, name in enumerate(names))
+    return tuple(
+        ClassLengths(name, _prompt_lengths(o, mask), _output_lengths(o, mask)) for name, mask in masks if mask.any()
+    )
+
+
 def _lengths(asked: np.ndarray, counted: np.ndarray, mask: np.ndarray) -> Lengths | None:
     known = mask & np.isfinite(counted) & (asked > 0)
     if not known.any():
@@ -388,17 +416,24 @@ def _concurrency_flags(found: ConcurrencyFit) -> list[str]:
     return []
 
 
-def _length_flags(prompts: Lengths | None, outputs: Lengths | None) -> list[str]:
+def _length_flags(prompts: Lengths | None, outputs: Lengths | None, by_class: tuple[ClassLengths, ...]) -> list[str]:
+    """With several classes those that are off are named: in the sum they may make up for each other."""
+    if not by_class:
+        return _off(prompts, outputs, "")
+    return [flag for one in by_class for flag in _off(one.prompt_lengths, one.output_lengths, f" of {one.name}")]
+
+
+def _off(prompts: Lengths | None, outputs: Lengths | None, whose: str) -> list[str]:
     flags = []
     if prompts is not None and abs(prompts.ratio - 1) > LENGTH_TOLERANCE_RATIO:
         flags.append(
-            f"prompts had {significant(prompts.counted_mean)} tokens on average where "
+            f"prompts{whose} had {significant(prompts.counted_mean)} tokens on average where "
             f"{significant(prompts.asked_mean)} were asked for"
         )
     if outputs is not None and abs(outputs.ratio - 1) > LENGTH_TOLERANCE_RATIO:
         why = "the model ended them itself" if outputs.ratio < 1 else "the service did not keep to the limit"
         flags.append(
-            f"answers had {significant(outputs.counted_mean)} tokens on average where "
+            f"answers{whose} had {significant(outputs.counted_mean)} tokens on average where "
             f"{significant(outputs.asked_mean)} were asked for: {why}"
         )
     return flags

@@ -21,7 +21,7 @@ import numpy as np
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.gaps import GapDigest, digest_gaps
 from pinchpoint.model import ERROR_STATUSES, STATUSES, Stage
-from pinchpoint.outcomes import Outcomes, read_outcomes
+from pinchpoint.outcomes import LOAD_KINDS, Outcomes, read_outcomes
 from pinchpoint.series import RunView
 from pinchpoint.stats import MIN_COUNT_FOR_QUANTILE, dependent_quantile_intervals, mean_interval, quantile
 from pinchpoint.units import counted
@@ -120,6 +120,29 @@ class StageLoad(msgspec.Struct, frozen=True):
     tally: Tally
 
 
+class Attainment(msgspec.Struct, frozen=True):
+    """How one SLO was kept: `met` of `counted` requests, of which a share of required_ratio must."""
+
+    slo: str
+    met: int
+    counted: int
+    required_ratio: float
+
+    @property
+    def kept(self) -> bool | None:
+        """None: no request counts for it."""
+        return self.met >= self.required_ratio * self.counted if self.counted else None
+
+
+class ClassLoad(msgspec.Struct, frozen=True):
+    """The requests of one class, of all stages."""
+
+    name: str
+    tally: Tally
+    slos: tuple[Attainment, ...]
+    """Those of this class alone."""
+
+
 class WorkerShare(msgspec.Struct, frozen=True):
     """What one load process did."""
 
@@ -133,6 +156,10 @@ class WorkerShare(msgspec.Struct, frozen=True):
 class LoadResult(msgspec.Struct, frozen=True):
     total: Tally
     stages: tuple[StageLoad, ...]
+    slos: tuple[Attainment, ...]
+    """Those over all requests."""
+    classes: tuple[ClassLoad, ...]
+    """In the order of the plan; empty where there is one class."""
     backends: dict[str, Tally]
     """Number of the base URL, in the order of the plan -> its requests; empty with a single one. A request that was
     never sent belongs to none."""
@@ -172,6 +199,8 @@ def measure(view: RunView, outcomes: Outcomes | None = None) -> LoadResult:
     return LoadResult(
         total=total,
         stages=stages,
+        slos=_attainments(view, None),
+        classes=_classes(o, view),
         backends=_backends(o, view),
         workers=tuple(_worker(o, int(worker)) for worker in np.unique(o.worker)),
         error_samples={kind: o.error_samples[kind] for kind in total.errors if kind in o.error_samples},
@@ -319,6 +348,37 @@ def _not_negative(interval: tuple[float, float] | None) -> tuple[float, float] |
 def _bound(error: np.ndarray) -> float | None:
     known = error[np.isfinite(error)]
     return float(np.quantile(known, ERROR_BOUND_LEVEL)) if len(known) else None
+
+
+def _classes(o: Outcomes, view: RunView) -> tuple[ClassLoad, ...]:
+    names = view.manifest.classes
+    if len(names) < 2:
+        return ()
+    used = o.ok & np.isfinite(o.class_id)
+    group = o.class_id[used].astype(int)
+    gaps = digest_gaps(view.run, o.request_id[used], group, len(names), tuple(LEVELS.values()))
+    lost = dict(zip(*(each.tolist() for each in np.unique(o.lost_class_id, return_counts=True)), strict=True))
+    return tuple(
+        ClassLoad(name, _tally(o, view, o.of_class(i), o.stages, lost.get(i, 0), gaps[i]), _attainments(view, name))
+        for i, name in enumerate(names)
+        if o.of_class(i).any() or lost.get(i)
+    )
+
+
+def _attainments(view: RunView, scope: str | None) -> tuple[Attainment, ...]:
+    """Over the requests of the load stages. scope: None: of all requests, and where there is one class its own, too."""
+    alone = len(view.manifest.classes) < 2
+    slos = [slo for slo in view.manifest.slos if slo.scope == scope or alone]
+    if not slos:
+        return ()
+    loaded = np.isin(view.requests.stage, [stage.index for stage in view.stages_of(*LOAD_KINDS)])
+    found = []
+    for slo in slos:
+        met, counts = view.requests.outcomes(slo)
+        found.append(
+            Attainment(slo.text, int((met & counts & loaded).sum()), int((counts & loaded).sum()), slo.attainment_ratio)
+        )
+    return tuple(found)
 
 
 def _backends(o: Outcomes, view: RunView) -> dict[str, Tally]:

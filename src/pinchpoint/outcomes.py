@@ -42,6 +42,7 @@ _NUMBERS = (
     "retry_after_s",
     "attempts",
     "backend",
+    "class_id",
     "timestamp_error_ns",
     "chunk_error_ns",
 )
@@ -81,6 +82,8 @@ class Outcomes:
     retry_after_s: np.ndarray
     attempts: np.ndarray
     backend: np.ndarray
+    class_id: np.ndarray
+    """Place in the plan's list of classes; NaN in runs of older versions."""
     timestamp_error_s: np.ndarray
     chunk_error_s: np.ndarray
     counted_by_service: np.ndarray
@@ -98,9 +101,14 @@ class Outcomes:
     lost_scheduled_s: np.ndarray
     """Scheduled instants of the lost requests, in order."""
     lost_stage: np.ndarray
+    lost_class_id: np.ndarray
 
     def __len__(self) -> int:
         return len(self.request_id)
+
+    def of_class(self, class_id: int) -> np.ndarray:
+        """Mask of the requests of one class."""
+        return self.class_id == class_id
 
     @property
     def ok(self) -> np.ndarray:
@@ -138,7 +146,7 @@ def read_outcomes(view: RunView) -> Outcomes:
     columns["own_instant"] = _is_in(columns["request_id"], np.sort(schedule.request_id))
     order = np.flatnonzero(_counted(columns, stages, view.t0_ns))
     order = order[np.argsort(columns["scheduled_s"][order], kind="stable")]
-    lost_stage, lost_s = _lost(view, stages, schedule, np.sort(columns["request_id"]))
+    lost_stage, lost_s, lost_class_id = _lost(view, stages, schedule, np.sort(columns["request_id"]))
     return Outcomes(
         **{name: values[order] for name, values in columns.items()},
         kinds=tuple(kinds.names),
@@ -146,6 +154,7 @@ def read_outcomes(view: RunView) -> Outcomes:
         stages=stages,
         lost_scheduled_s=lost_s,
         lost_stage=lost_stage,
+        lost_class_id=lost_class_id,
     )
 
 
@@ -169,6 +178,7 @@ class _FixedInstants:
         self.offset_ns = offset_ns[fixed]
         self.stage = schedule.column("stage").to_numpy()[fixed]
         self.request_id = schedule.column("request_id").to_numpy()[fixed]
+        self.class_id = schedule.column("class_id").fill_null(0).to_numpy()[fixed]
 
 
 def _is_in(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
@@ -180,18 +190,23 @@ def _is_in(values: np.ndarray, ordered: np.ndarray) -> np.ndarray:
 
 def _lost(
     view: RunView, stages: tuple[Stage, ...], schedule: _FixedInstants, recorded: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Stage and scheduled instant of the requests that were due at an instant of their own and have no record."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Stage, scheduled instant and class of the requests that were due at an instant of their own and have no record,
+    in the order of each stage."""
     unrecorded = ~_is_in(schedule.request_id, recorded)
     lost_stage: list[np.ndarray] = [np.empty(0, int)]
     lost_s: list[np.ndarray] = [np.empty(0)]
+    lost_class_id: list[np.ndarray] = [np.empty(0, int)]
     for stage in stages:
         settle_ns = 0 if stage.kind == "load" else stage.settle_ns
         due = (schedule.offset_ns >= settle_ns) & (schedule.offset_ns < stage.t1_ns - stage.t0_ns)
-        mine = np.sort(schedule.offset_ns[unrecorded & due & (schedule.stage == stage.index)])
+        rows = np.flatnonzero(unrecorded & due & (schedule.stage == stage.index))
+        rows = rows[np.argsort(schedule.offset_ns[rows], kind="stable")]
+        mine = schedule.offset_ns[rows]
+        lost_class_id.append(schedule.class_id[rows].astype(int))
         lost_stage.append(np.full(len(mine), stage.index))
         lost_s.append((mine + (stage.t0_ns - view.t0_ns)) / NS_PER_S)
-    return np.concatenate(lost_stage), np.concatenate(lost_s)
+    return np.concatenate(lost_stage), np.concatenate(lost_s), np.concatenate(lost_class_id)
 
 
 def _columns(batch: "pa.RecordBatch", kinds: _Kinds, t0_ns: int) -> dict[str, np.ndarray]:
@@ -232,7 +247,7 @@ def _columns(batch: "pa.RecordBatch", kinds: _Kinds, t0_ns: int) -> dict[str, np
 
 def _no_columns() -> dict[str, np.ndarray]:
     made = {field.name for field in fields(Outcomes)} - {
-        *("own_instant", "kinds", "error_samples", "stages", "lost_scheduled_s", "lost_stage")
+        *("own_instant", "kinds", "error_samples", "stages", "lost_scheduled_s", "lost_stage", "lost_class_id")
     }
     types = {"kind": int, "status": int, "stage": int, "worker": int, "counted_by_service": bool}
     return {name: np.empty(0, types.get(name, float)) for name in made}

@@ -155,11 +155,14 @@ def surely_missed(
 ) -> bool:
     """Whether a request that has not ended has already missed `slo`, whatever comes.
 
-    Sound bounds only. TTFT: no byte of the answer by the limit means no token either. TPOT: the last token is still to
+    Sound bounds only. TTFT: a first token that came after the limit is a miss, whatever became of the request later;
+    no byte of the answer by the limit means no token either. TPOT: the last token is still to
     come and there are at most `max_output_tokens` of them, so the mean gap is at least the time since the first token
     divided by that many gaps.
     """
     if slo.metric == "ttft":
+        if since_first_token_s is not None:
+            return age_s - since_first_token_s >= slo.limit
         return not has_first_byte and age_s >= slo.limit
     if slo.metric == "tpot":
         gaps = max(max_output_tokens - 1, 1)

@@ -245,6 +245,7 @@ class VirtualDriver:
             "token_source": "usage" if event and event.completion_tokens is not None else "events",
             "requested_input_tokens": request.input_tokens,
             "requested_output_tokens": request.max_output_tokens,
+            "class_id": request.class_id,
             "bytes_in": 0,
             "http_status": flight.status,
             "status": status,

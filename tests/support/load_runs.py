@@ -115,6 +115,7 @@ def build_load(
     """
     events = more.pop("events", ())
     status, abort_reason = more.pop("status", "complete"), more.pop("abort_reason", None)
+    slos = more.pop("slos", ())
     fields: dict[str, Any] = {
         "run_id": "20261124-0800-calm-otter",
         "pinchpoint_version": "0.2.0",
@@ -130,7 +131,7 @@ def build_load(
         virtual=False,
         seed=1,
         plan=plan or {},
-        slos=(),
+        slos=slos,
         slos_derived=False,
         stages=list(stages),
         host={},
@@ -153,6 +154,7 @@ def build_load(
             "think_ns": 0,
             "input_tokens": 100,
             "max_output_tokens": 20,
+            "class_id": answer.fields.get("class_id", 0),
         }
         schedule.append([[row.get(name) for name in SCHEDULE_COLUMNS]])
         if answer.recorded:

@@ -254,3 +254,20 @@ def test_one_gap_of_a_few_out_of_place_is_an_accident(tmp_path: Path, moved: int
 
 def test_a_load_into_which_no_arrival_fell_says_so(tmp_path: Path) -> None:
     assert "no arrival fell into the load" in delivery(tmp_path, [], flat(0.001, "poisson", 2)).flags[0]
+
+
+def test_lengths_that_are_off_name_their_class_even_where_classes_make_up_for_each_other(tmp_path: Path) -> None:
+    answers = [
+        *(served(0.1 * i, fields={"class_id": 0, "input_tokens": 110}) for i in range(100)),
+        *(served(0.1 * i + 0.05, fields={"class_id": 1, "input_tokens": 90}) for i in range(100)),
+    ]
+    found = delivered(build_load(tmp_path / "run", [load_stage()], answers, classes=("chat", "rag")))
+    assert found.prompt_lengths is not None and found.prompt_lengths.ratio == 1.0
+    assert [(each.name, each.prompt_lengths and each.prompt_lengths.ratio) for each in found.class_lengths] == [
+        ("chat", pytest.approx(1.1)),
+        ("rag", pytest.approx(0.9)),
+    ]
+    assert [flag for flag in found.flags if "tokens on average" in flag] == [
+        "prompts of chat had 110 tokens on average where 100 were asked for",
+        "prompts of rag had 90 tokens on average where 100 were asked for",
+    ]

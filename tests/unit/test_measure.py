@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pinchpoint.gaps import digest_gaps
 from pinchpoint.measure import LoadResult, measure
 from pinchpoint.outcomes import read_outcomes
+from pinchpoint.slo import parse_slos
 from tests.support.load_runs import Answer, build_load, even, load_stage, poisson, served
 
 
@@ -331,3 +332,44 @@ def test_outcomes_are_in_the_order_in_which_they_were_due(tmp_path: Path) -> Non
     outcomes = read_outcomes(view)
     assert outcomes.scheduled_s.tolist() == [1.0, 2.0, 3.0]
     assert outcomes.request_id.tolist() == [1, 2, 0]
+
+
+# -- classes -----------------------------------------------------------------------------------------------------------
+
+CHAT_SLO = "chat: ttft p95 < 100ms"
+
+
+def test_each_class_has_its_counts_latencies_and_its_own_slos(tmp_path: Path) -> None:
+    answers = [
+        *(served(0.1 * i, ttft_s=0.05, fields={"class_id": 0}) for i in range(100)),
+        *(served(0.1 * i + 0.05, ttft_s=0.3, fields={"class_id": 1}) for i in range(50)),
+    ]
+    slos = parse_slos([CHAT_SLO, "rag: ttft p95 < 200ms", "ttft p50 < 100ms"])
+    view = build_load(tmp_path / "run", [load_stage()], answers, classes=("chat", "rag", "idle"), slos=slos)
+    chat, rag = measure(view).classes
+    assert (chat.name, chat.tally.completed, rag.name, rag.tally.completed) == ("chat", 100, "rag", 50)
+    assert chat.tally.metrics["ttft_s"].p50 == pytest.approx(0.05)
+    assert rag.tally.metrics["ttft_s"].p50 == pytest.approx(0.3)
+    assert [(each.slo, each.met, each.counted, each.kept) for each in chat.slos] == [(CHAT_SLO, 100, 100, True)]
+    assert [(each.met, each.counted, each.kept) for each in rag.slos] == [(0, 50, False)]
+    overall = {each.slo: (each.met, each.counted) for each in measure(view).slos}
+    assert overall == {"ttft p50 < 100ms": (100, 150), "errors < 1%": (150, 150)}
+
+
+def test_a_lost_request_is_lost_to_its_class(tmp_path: Path) -> None:
+    answers = [
+        served(0.1, fields={"class_id": 0}),
+        served(0.2, fields={"class_id": 1}),
+        served(0.3, fields={"class_id": 1}, recorded=False),
+    ]
+    view = build_load(tmp_path / "run", [load_stage()], answers, classes=("chat", "rag"))
+    chat, rag = measure(view).classes
+    assert (chat.tally.lost, rag.tally.lost, rag.tally.offered) == (0, 1, 2)
+
+
+def test_a_run_of_one_class_has_no_classes_to_compare(tmp_path: Path) -> None:
+    slos = parse_slos([CHAT_SLO])
+    view = build_load(tmp_path / "run", [load_stage()], [served(0.1)], classes=("chat",), slos=slos)
+    found = measure(view)
+    assert found.classes == ()
+    assert [each.slo for each in found.slos] == [CHAT_SLO, "errors < 1%"]

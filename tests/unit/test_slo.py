@@ -100,3 +100,28 @@ def test_defaults_follow_the_unloaded_latency_with_floors() -> None:
 
 def test_a_service_that_does_not_stream_is_judged_by_its_whole_answers() -> None:
     assert [slo.text for slo in derive_slos(None, None, 0.5)] == ["e2e p95 < 2s", "errors < 1%"]
+
+
+def test_an_slo_of_one_class_names_it() -> None:
+    slo = parse_slo("chat: TTFT p99 < 500ms")
+    assert (slo.scope, slo.text, slo.metric, slo.limit) == ("chat", "chat: ttft p99 < 500ms", "ttft", 0.5)
+    assert parse_slo(slo.text) == slo
+    assert parse_slo("errors < 1%").scope is None
+
+
+def test_classes_may_promise_the_same_and_each_only_once() -> None:
+    texts = ["chat: ttft p99 < 1s", "rag: ttft p99 < 2s", "ttft p99 < 3s", "rag: errors < 2%"]
+    assert [slo.text for slo in parse_slos(texts)] == [*texts, "errors < 1%"]
+    with pytest.raises(UsageError, match="two SLOs for the same percentile"):
+        parse_slos(["chat: ttft p99 < 1s", "chat: ttft p99 < 2s"])
+    with pytest.raises(UsageError, match="names a class of its own"):
+        parse_slo("chat: rag: ttft p99 < 1s")
+
+
+def test_a_request_that_was_withdrawn_after_a_late_first_token_has_missed_its_ttft() -> None:
+    slo = parse_slo("ttft p95 < 500ms")
+    for ttft_s, missed in ((0.6, True), (0.4, False)):
+        found = surely_missed(
+            slo, age_s=2.0, has_first_byte=True, since_first_token_s=2.0 - ttft_s, max_output_tokens=9
+        )
+        assert found is missed

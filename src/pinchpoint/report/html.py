@@ -222,6 +222,8 @@ def _run_rows(view: RunView) -> list[tuple[str, str]]:
         ("Status", manifest.status + (f": {manifest.abort_reason}" if manifest.abort_reason else "")),
         ("Pinchpoint", manifest.pinchpoint_version),
         ("Seed", str(manifest.seed)),
+        *([("Workload", manifest.workload)] if manifest.workload else []),
+        *([("Classes", ", ".join(manifest.classes))] if len(manifest.classes) > 1 else []),
         ("Time", "virtual (made by the lab)" if manifest.virtual else "real"),
         ("Requests", format_count(view.requests.count)),
     ]

@@ -9,7 +9,7 @@ import msgspec
 
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.delivered import Delivery
-from pinchpoint.measure import LoadResult, StageLoad
+from pinchpoint.measure import ClassLoad, LoadResult, StageLoad
 from pinchpoint.model import Manifest, Validity, ValidityReason
 
 LOAD_SCHEMA = "pinchpoint.load/1"
@@ -50,7 +50,9 @@ def load_json(answer: LoadAnswer) -> bytes:
         **msgspec.structs.asdict(total),
         "error_samples": answer.result.error_samples,
         "delivered": answer.delivery,
-        "stages": [_stage(stage) for stage in answer.result.stages],
+        "slos": answer.result.slos,
+        "classes": [_flat(each) for each in answer.result.classes],
+        "stages": [_flat(stage) for stage in answer.result.stages],
         "backends": answer.result.backends,
         "workers": answer.result.workers,
         "notes": answer.notes,
@@ -58,9 +60,9 @@ def load_json(answer: LoadAnswer) -> bytes:
     return msgspec.json.format(msgspec.json.encode(fields), indent=2) + b"\n"
 
 
-def _stage(stage: StageLoad) -> dict[str, Any]:
-    """A stage with its counts beside its name, as at the top level."""
-    fields = msgspec.structs.asdict(stage)
+def _flat(part: StageLoad | ClassLoad) -> dict[str, Any]:
+    """A stage or a class with its counts beside its name, as at the top level."""
+    fields = msgspec.structs.asdict(part)
     tally = fields.pop("tally")
     return {**fields, **msgspec.structs.asdict(tally)}
 
@@ -78,6 +80,7 @@ def _run(manifest: Manifest, duration_s: float) -> dict[str, Any]:
         "engine": manifest.target.engine,
         "engine_version": manifest.target.engine_version,
         "seed": manifest.seed,
+        "workload": manifest.workload,
         "duration_s": duration_s,
         "total_s": max((stage.drained_ns - manifest.t0_ns for stage in manifest.stages), default=0) / NS_PER_S,
         "command": manifest.command,

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pinchpoint.delivered import ConcurrencyFit, Delivery
-from pinchpoint.measure import Metric, StageLoad
+from pinchpoint.measure import Attainment, ClassLoad, Metric, StageLoad
 from pinchpoint.report import words
 from pinchpoint.report.literal import literal, visible
 from pinchpoint.report.load_answer import LoadAnswer
@@ -42,6 +42,7 @@ WIDE = 92
 """Columns from which there is room for p99.9."""
 ERRORS_SHOWN = 8
 STAGES_SHOWN = 12
+CLASSES_SHOWN = 12
 NOTES_SHOWN = 5
 FLAGS_SHOWN = 6
 REASONS_SHOWN = 5
@@ -62,11 +63,15 @@ def render_load(
     body.add_column(width=GUTTER, no_wrap=True)
     body.add_column(width=width - GUTTER - 2)
     blocks: list[tuple[str, RenderableType]] = [("LOAD", _load(answer)), ("DELIVERED", _delivered(answer.delivery))]
+    if answer.result.slos:
+        blocks.append(("SLOS", Group(*map(_attainment, answer.result.slos))))
     if answer.result.total.errors:
         blocks.append(("ERRORS", _errors(answer)))
     for label, content in blocks:
         body.add_row(Text(label, style="bold"), Padding(content, (0, 0, 1, 0)))
     parts: list[RenderableType] = [_title(answer), *_validity(answer), Text(""), body, _latencies(answer, width)]
+    if answer.result.classes:
+        parts += [Text(""), _classes(answer.result.classes, width)]
     if len(answer.result.stages) > 1:
         parts += [Text(""), _stages(answer.result.stages, width)]
     if answer.result.backends:
@@ -134,7 +139,8 @@ def _load(answer: LoadAnswer) -> RenderableType:
     asked = ", then ".join(_asked(stage) for stage in result.stages) if len(result.stages) <= 2 else None
     lines = [
         Text.assemble(
-            (asked or counted(len(result.stages), "stage"), "bold"), (f"  {format_duration(result.duration_s)}", "dim")
+            (asked or counted(len(result.stages), "stage"), "bold"), (f"  {format_duration(result.duration_s)}", "dim"),
+            *([(f"  {visible(answer.manifest.workload)}", "dim")] if answer.manifest.workload else []),
         ),
         Text.assemble(
             (format_count(total.offered), "bold"), " offered · ",
@@ -320,6 +326,41 @@ def _stages(stages: Sequence[StageLoad], width: int) -> RenderableType:
     if len(stages) > STAGES_SHOWN:
         lines.append(Text(f"{len(stages) - STAGES_SHOWN} more stages are in the JSON", style="dim"))
     return Group(*lines)
+
+
+def _classes(classes: Sequence[ClassLoad], width: int) -> RenderableType:
+    """Each class with its figures, and under it how its own SLOs were kept."""
+    wide = width >= WIDE
+    table = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False, header_style="dim", expand=False)
+    table.add_column("class", no_wrap=True, overflow="ellipsis", max_width=18 if wide else 14)
+    labels = ("offered", "ok", "TTFT p50", "p95", "p99", "TPOT p50", "p95", "p99", "E2E p50", "p95", "p99")
+    for label in labels if wide else ("offered", "ok", "TTFT p50", "p95", "p99", "TPOT p95", "E2E p95"):
+        table.add_column(label, justify="right", no_wrap=True)
+    kept: list[RenderableType] = []
+    for one in classes[:CLASSES_SHOWN]:
+        tally = one.tally
+        ttft, tpot, e2e = (tally.metrics[name] for name in ("ttft_s", "tpot_s", "e2e_s"))
+        figures = [ttft.p50, ttft.p95, ttft.p99]
+        figures += [tpot.p50, tpot.p95, tpot.p99, e2e.p50, e2e.p95, e2e.p99] if wide else [tpot.p95, e2e.p95]
+        counts = (format_count(tally.offered), format_count(tally.completed))
+        table.add_row(literal(one.name), *counts, *map(format_duration, figures))
+        kept += map(_attainment, one.slos)
+    lines: list[RenderableType] = [Text("CLASSES", style="bold"), table, *kept]
+    if len(classes) > CLASSES_SHOWN:
+        lines.append(Text(f"{len(classes) - CLASSES_SHOWN} more classes are in the JSON", style="dim"))
+    return Group(*lines)
+
+
+def _attainment(found: Attainment) -> Text:
+    if not found.counted:
+        return Text.assemble(literal(found.slo), ("  no request counts for it", "dim"))
+    word, style = ("kept", "green") if found.kept else ("missed", "red")
+    return Text.assemble(
+        literal(found.slo),
+        "  ",
+        (word, style),
+        f" by {format_ratio(found.met / found.counted)} of {counted(found.counted, 'request')}",
+    )
 
 
 def _backends(answer: LoadAnswer) -> RenderableType:

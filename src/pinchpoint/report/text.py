@@ -15,6 +15,7 @@ from rich.text import Text
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.model import Finding, ValidityReason, Verdict
 from pinchpoint.report import words
+from pinchpoint.report.classes import classes_table
 from pinchpoint.report.literal import literal, visible
 from pinchpoint.report.steps import steps_table
 from pinchpoint.series import RunView
@@ -99,6 +100,9 @@ def _compose(
         body,
         steps_table(verdict, view, width, steps_shown),
     ]
+    classes = classes_table(verdict, width)
+    if classes is not None:
+        parts += [Text(""), classes]
     footer = _footer(verdict, paths)
     if footer:
         parts += [Text(""), *footer]
@@ -158,6 +162,7 @@ def _title(verdict: Verdict, view: RunView | None) -> Text:
     if view is not None and view.manifest.stages:
         about.append(format_duration((max(stage.drained_ns for stage in view.stages) - view.t0_ns) / NS_PER_S))
     about += [target.model] if target.model else []
+    about += [view.manifest.workload] if view is not None and view.manifest.workload else []
     stopped = (("aborted", "bold red"), "  ") if verdict.status == "aborted" else ()
     line = Text.assemble(("Pinchpoint", "bold cyan"), "  ", *stopped, (" · ".join(map(visible, about)), "dim"))
     line.no_wrap, line.overflow = True, "ellipsis"

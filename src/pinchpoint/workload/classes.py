@@ -11,6 +11,7 @@ from typing import Any
 import msgspec
 
 from pinchpoint.errors import UsageError
+from pinchpoint.model import Slo
 from pinchpoint.plan import (
     CLASSES_MAX,
     ClassSpec,
@@ -23,7 +24,6 @@ from pinchpoint.plan import (
     PrefixSpec,
     WorkloadSpec,
 )
-from pinchpoint.model import Slo
 from pinchpoint.slo import parse_slo, scoped, with_errors
 from pinchpoint.workload.durations import parse_counts, parse_durations
 from pinchpoint.workload.library import preset_named, presets
