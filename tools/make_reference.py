@@ -35,6 +35,7 @@ from pinchpoint.diagnose.rule import load_rules, rule_page
 from pinchpoint.lab.faults import FAULTS
 from pinchpoint.report import load_answer
 from pinchpoint.report.json import write_schemas
+from pinchpoint.targets.registry import TARGETS
 from pinchpoint.workload.library import presets
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -312,6 +313,17 @@ def presets_block() -> str:
     )
 
 
+def targets_block() -> str:
+    """Every target by name, and its options."""
+    rows = []
+    for kind in TARGETS.values():
+        options = "<br>".join(f"`{name}`: {text}" for name, text in kind.options.items())
+        does = "streams" if kind.streams else "whole answers"
+        path = f"`{kind.path}`" if kind.path else "-"
+        rows.append([f"`{kind.name}`", kind.description, path, f"{kind.transport}, {does}", options or "-"])
+    return table(["name", "API", "path", "how", "options"], rows)
+
+
 def exit_codes_block() -> str:
     noted = notes()["exit_codes"]
     codes = {name: value for name, value in vars(errors).items() if name.startswith("EXIT_")}
@@ -356,6 +368,13 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "verdict": lambda: "\n".join(f"### {name}\n\n{struct_block(name)}" for name in VERDICT_STRUCTS),
     "plan": lambda: plan_block("Plan"),
     "plan workload": lambda: plan_block("WorkloadSpec"),
+    "plan classes": lambda: plan_block("ClassSpec"),
+    "plan lengths": lambda: plan_block("LengthSpec"),
+    "plan joint": lambda: plan_block("JointSpec"),
+    "plan prefix": lambda: plan_block("PrefixSpec"),
+    "plan documents": lambda: plan_block("DocumentsSpec"),
+    "plan images": lambda: plan_block("ImagesSpec"),
+    "plan tokenizer": lambda: plan_block("TokenizerSpec"),
     "plan transport": lambda: plan_block("Transport"),
     "plan backends": lambda: plan_block("Backend"),
     "plan stages": stages_block,
@@ -366,6 +385,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "phases": lambda: noted_block("phases", list(model.Phase.__args__), ["phase", "waited for", "failed with"]),
     "faults": faults_block,
     "presets": presets_block,
+    "targets": targets_block,
     "exit codes": exit_codes_block,
     **{f"series {layer}": lambda layer=layer: series_block(layer) for layer in catalog.SeriesLayer.__args__},  # pyright: ignore
 }
