@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from pinchpoint import __version__
+from pinchpoint.cli_plan import plan_app, workloads
 from pinchpoint.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNSUPPORTED, EXIT_USAGE, PinchpointError, UsageError
 
 app = App(
@@ -23,6 +24,8 @@ app = App(
 )
 lab_app = App(name="lab", help="A simulated LLM service with known bottlenecks, to try and to test Pinchpoint on.")
 app.command(lab_app)
+app.command(plan_app)
+app.command(workloads)
 
 _LOAD = Group("Load", sort_key=1)
 _ACCESS = Group("Access", sort_key=2)

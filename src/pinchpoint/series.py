@@ -123,8 +123,8 @@ class Requests:
     def outcomes(self, slo: Slo) -> tuple[np.ndarray, np.ndarray]:
         """(met, counts), boolean, shape (requests,): which requests met the SLO, and which count for it at all.
 
-        slo.request_meets for all requests at once, and slo.surely_missed for those that were withdrawn. Of an SLO of one
-        class the requests of the others do not count.
+        slo.request_meets for all requests at once, and slo.surely_missed for those that were withdrawn. Of an SLO of
+        one class the requests of the others do not count.
         """
         met, counts = self._outcomes(slo)
         return (met, counts) if slo.scope is None else (met, counts & self.of_class(slo.scope))
