@@ -4,10 +4,8 @@ Services that count texts are asked a few dozen times over one short-lived conne
 all on a local service; TOKENIZE_BUDGET_S bounds it.
 """
 
-import random
 import time
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 import msgspec
@@ -18,8 +16,7 @@ from pinchpoint.launch import Access
 from pinchpoint.model import TargetFacts
 from pinchpoint.plan import Plan
 from pinchpoint.workload.classes import Traffic
-from pinchpoint.workload.text import GRAMMARS, WORDS, vocabulary
-from pinchpoint.workload.tokens import CHECK_PIECES, Counter, TokenTable, counter_of_file, estimated, measured
+from pinchpoint.workload.tokens import Counter, TokenTable, counter_of_file, estimated, measured
 
 TOKENIZE_TIMEOUT_S = 5.0
 TOKENIZE_BUDGET_S = 15.0
@@ -38,16 +35,12 @@ def token_table(plan: Plan, facts: TargetFacts, traffic: Traffic, access: Access
     named as the one to count and does not."""
     wanted = plan.tokenizer
     kinds = dict.fromkeys(one.content for one in traffic.classes)
-    pieces = tuple(dict.fromkeys([*WORDS, *(piece for kind in kinds for piece in vocabulary(kind))]))
-    samples = [list(islice(GRAMMARS[kind](random.Random(n)), n)) for n in CHECK_PIECES for kind in kinds]
     known = estimated(facts.tokens_per_word, facts.prompt_overhead_tokens)
     if wanted.source == "file" or (wanted.source == "auto" and wanted.file is not None):
         if wanted.file is None:
             raise UsageError("tokenizer.source is file; name it with tokenizer.file")
         told_by = f"the tokenizer {wanted.file}"
-        found = measured(
-            counter_of_file(wanted.file), pieces, samples, source="file", told_by=told_by, file=wanted.file
-        )
+        found = measured(counter_of_file(wanted.file), kinds, source="file", told_by=told_by, file=wanted.file)
         added = {"overhead_tokens": known.overhead_tokens, "message_tokens": known.message_tokens}
         return msgspec.structs.replace(found, **added)
     if wanted.source == "estimate" or not ask or access.endpoints[0].sockaddr is None:
@@ -55,7 +48,7 @@ def token_table(plan: Plan, facts: TargetFacts, traffic: Traffic, access: Access
     service = _Service(plan, facts, access)
     try:
         count = service.counter()
-        found = measured(count, pieces, samples, source="service", told_by="the service's /tokenize")
+        found = measured(count, kinds, source="service", told_by="the service's /tokenize")
         return service.with_template(found, count, known)
     except _NotCountedError as error:
         if wanted.source == "service":

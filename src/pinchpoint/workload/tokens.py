@@ -1,44 +1,61 @@
 """How many tokens a text has for the target's tokenizer, and how that is known.
 
 A text's tokens are the sum of those of its pieces (see `text`). `measured` learns them from anything that counts whole
-texts, a local tokenizer file or the service itself, in a few dozen questions: where a joined text has as many tokens as
-pieces, each piece is one token; where not, it is halved until the odd pieces stand alone.
+texts, a local tokenizer file or the service itself. Most pieces are one token, so many are asked about at once: where a
+joined text has as many tokens as pieces, each piece is one token; where not, it is halved until the odd pieces stand
+alone. Whole sentences are counted then, and a piece whose tokens depend on its neighbours is used no more.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
 
 from pinchpoint.errors import UsageError
+from pinchpoint.plan import ContentKind
+from pinchpoint.workload.text import first_pieces, long_text, marks_before, vocabulary
 
 TokenSource = Literal["file", "service", "estimate"]
 Counter = Callable[[str], int]
 CHECK_PIECES = (40, 400, 2000)
-"""Lengths of the texts that a table is checked on."""
+"""Lengths of the texts that a table is checked on at last."""
 CHECK_ERROR_MAX_RATIO = 0.002
 """A table that is off by more is an estimate."""
-QUESTIONS_MAX = 2000
+SEARCH_PIECES = 6000
+"""Of sentences in which pieces that do not add up are searched for: a common word comes a few times."""
+SEARCH_ROUNDS = 4
+SEARCH_SEED, CHECK_SEED = 1, 2
+REFUSED_MAX = 200
+"""When more pieces do not add up, the others are not to be trusted either."""
 CHARS_PER_TOKEN = 4.0
 """Of English text, for an answer whose tokens nobody counted. The usual rule of thumb of tokenizers with 50 to 200
 thousand entries."""
+USUAL_MESSAGE_TOKENS = 5.0
+"""A role, its marks and a line break, in the ChatML template and its kin."""
 
 
 class TokenTable(msgspec.Struct, frozen=True):
-    """odd: tokens of the pieces that have another number than `per_piece`. overhead_tokens: what the service adds to
-    one user's message. message_tokens: what it adds to each further message. source: who counted; `note` says it in
+    """tokens: of each piece that may be used; empty: of every piece per_piece. overhead_tokens: what the service adds
+    to one user's message. message_tokens: what it adds to each further message. source: who counted; `note` says it in
     words, with how far it can be off. file: the tokenizer that can count answers."""
 
     source: TokenSource
     note: str
     per_piece: float = 1.0
-    odd: dict[str, int] = {}
+    """Tokens of a piece that is not in `tokens`, where nobody counted."""
+    tokens: dict[str, int] = {}
     overhead_tokens: float = 0.0
     message_tokens: float = 0.0
     system_overhead_tokens: float | None = None
     """In place of overhead_tokens where there is a system message: what is added to it and the user's together; some
     templates put in one of their own else. None: overhead_tokens and message_tokens together."""
+    plain_overhead_tokens: float = 0.0
+    """What is added to a text that goes without roles, as a first token of its own."""
+    tools_tokens: tuple[float | None, ...] = ()
+    """What the functions of each class add, by class_id; None or missing: not counted."""
     file: str | None = None
 
     @property
@@ -53,8 +70,12 @@ class TokenTable(msgspec.Struct, frozen=True):
             return self.system_overhead_tokens
         return self.overhead_tokens + self.message_tokens
 
+    def knows(self, piece: str) -> bool:
+        """Whether the piece may stand in a text."""
+        return not self.tokens or piece in self.tokens
+
     def of(self, piece: str) -> float:
-        return self.odd.get(piece, self.per_piece)
+        return self.tokens.get(piece, self.per_piece)
 
 
 def estimated(tokens_per_word: float | None, overhead_tokens: float | None, why: str = "") -> TokenTable:
@@ -72,59 +93,154 @@ def estimated(tokens_per_word: float | None, overhead_tokens: float | None, why:
     )
 
 
-USUAL_MESSAGE_TOKENS = 5.0
-"""A role, its marks and a line break, in the ChatML template and its kin."""
-
-
 def measured(
-    count: Counter,
-    pieces: Sequence[str],
-    samples: Sequence[Sequence[str]],
-    *,
-    source: TokenSource,
-    told_by: str,
-    file: str | None = None,
+    count: Counter, kinds: Iterable[ContentKind], *, source: TokenSource, told_by: str, file: str | None = None
 ) -> TokenTable:
-    """A table from a counter of whole texts, without any template. pieces: the vocabulary. samples: texts to check on.
+    """A table from a counter of whole texts, without any template, for content of these kinds.
 
-    When the parts do not add up, the table is an estimate with the mean error taken into `per_piece`. Whatever `count`
-    raises is passed on.
+    When the parts do not add up, the table is an estimate whose `per_piece` is the mean. Whatever `count` raises is
+    passed on.
     """
-    alone = count(ANCHOR)
-    odd: dict[str, int] = {}
-    questions = 0
-
-    def split(group: Sequence[str]) -> None:
-        nonlocal questions
-        questions += 1
-        total = count(ANCHOR + "".join(ANCHOR_PIECE + piece for piece in group)) - alone - len(group) * each
-        if total == len(group) or questions > QUESTIONS_MAX:
-            return
-        if len(group) == 1:
-            odd[group[0]] = max(0, total)
-            return
-        middle = len(group) // 2
-        split(group[:middle])
-        split(group[middle:])
-
-    each = count(ANCHOR + ANCHOR_PIECE) - alone
-    split(list(pieces))
-    table = TokenTable(source, "", odd=odd, file=file)
-    expected = [sum(table.of(piece) for piece in sample) for sample in samples]
-    counted = [count("".join(sample)) for sample in samples]
-    off = max(abs(have - want) for have, want in zip(counted, expected, strict=True))
-    ratio = max(abs(have / want - 1) for have, want in zip(counted, expected, strict=True))
-    if ratio > CHECK_ERROR_MAX_RATIO and off > 1:
+    wanted: tuple[ContentKind, ...] = tuple(
+        dict.fromkeys(("prose", *kinds))
+    )  # system prompts and first sentences are prose always
+    often = {piece: n for kind in wanted for piece, n in vocabulary(kind).items()}
+    alone = _Alone(count)
+    marks = {piece: mark for kind in wanted for piece, mark in marks_before(kind).items()}
+    tokens = alone.of_each(list(often), marks)
+    for piece in first_pieces():  # stand at the beginning of a message or behind a line's end, as it comes
+        if piece in tokens and alone.at_start(piece) != tokens[piece]:
+            del tokens[piece]
+    for kind in wanted:
+        _search(alone, kind, tokens, often)
+    checks = [_sample(kind, CHECK_SEED, length, tokens) for kind in wanted for length in CHECK_PIECES]
+    expected = [sum(tokens[piece] for piece in sample) for sample in checks]
+    if not all(checks) or len(often) - len(tokens) > REFUSED_MAX:
+        sample = long_text("prose", CHECK_SEED, CHECK_PIECES[-1], lambda _: True).pieces
+        mean = count("".join(sample)) / len(sample)
+        note = f"estimated: tokens of words do not add up for {told_by}; {mean:.3g} tokens per word on average"
+        return TokenTable("estimate", note, per_piece=mean, file=file)
+    errors = [alone.error(sample, tokens) for sample in checks]
+    off = max(abs(error) for error in errors)
+    ratio = max(abs(error) / want for error, want in zip(errors, expected, strict=True))
+    if off > 1 and ratio > CHECK_ERROR_MAX_RATIO:
         note = f"estimated: tokens of words do not add up for {told_by} (off by {ratio:.1%} on whole texts)"
-        scale = sum(counted) / sum(expected)
-        scaled = {piece: max(0, round(tokens * scale)) for piece, tokens in odd.items()}
-        return TokenTable("estimate", note, per_piece=scale, odd=scaled, file=file)
-    checked = f"checked on texts of {', '.join(f'{n:,.0f}' for n in expected)} tokens"
-    return msgspec.structs.replace(table, note=f"counted by {told_by}, {checked}" + (f", off by {off}" if off else ""))
+        return TokenTable("estimate", note, per_piece=(sum(expected) + sum(errors)) / sum(map(len, checks)), file=file)
+    checked = f"counted by {told_by}, checked on texts of {', '.join(f'{n:,}' for n in expected)} tokens"
+    return TokenTable(source, checked + (f", off by up to {off}" if off else ""), tokens=tokens, file=file)
 
 
-ANCHOR, ANCHOR_PIECE = "The", " time"
-"""Stand around pieces that are counted, so that each has a word before it as in a text."""
+WORD = " time"
+"""Stands around pieces that are counted, so that each has a word before it as in a text."""
+FIRST = "The"
+"""Stands where a text or a line begins."""
+
+
+LINE_COMMENT = "#"
+
+
+class _Alone:
+    """Counts pieces without their neighbours. A piece with a space or a mark in front stands behind a word; one that
+    begins with a letter, behind a line's end or the mark that the grammar has there; and behind one that ends with a
+    line's end stands another beginning."""
+
+    def __init__(self, count: Counter) -> None:
+        self._count = count
+        two = count(FIRST + 2 * WORD)
+        self._word = two - count(FIRST + WORD)
+        self._first = two - 2 * self._word
+        self._line = count(FIRST + WORD + "\n" + FIRST + WORD) - 2 * (self._word + self._first)
+
+    def of_each(self, pieces: list[str], marks: dict[str, str]) -> dict[str, int]:
+        """marks: of pieces that begin with a letter and no line begins with, the piece before them."""
+        found: dict[str, int] = {}
+
+        def learn(group: list[str], total: int) -> None:
+            if total == len(group) or len(group) == 1:
+                found.update(dict.fromkeys(group, 1) if total == len(group) else {group[0]: total})
+                return
+            half = group[: len(group) // 2]
+            first = self._sum(half, marks, found)
+            learn(half, first)
+            learn(group[len(half) :], total - first)
+
+        for group in ([one for one in pieces if one not in marks], [one for one in pieces if one in marks]):
+            if group:
+                learn(group, self._sum(group, marks, found))
+        return {piece: tokens for piece, tokens in found.items() if tokens >= 0}
+
+    def at_start(self, piece: str) -> int:
+        return self._count(piece + WORD) - self._word
+
+    def error(self, pieces: Sequence[str], tokens: dict[str, int]) -> int:
+        """How many tokens more a part of a text has than its pieces; behind a sentence if it begins with a space."""
+        expected, before, after = sum(tokens[piece] for piece in pieces), "", ""
+        if pieces[0][0] == " ":
+            before, expected = FIRST + WORD + ".", expected + self._first + self._word + tokens["."]
+        if pieces[-1].endswith("\n"):
+            after, expected = FIRST, expected + self._first
+        return self._count(before + "".join(pieces) + after) - expected
+
+    def _sum(self, group: list[str], marks: dict[str, str], found: dict[str, int]) -> int:
+        text, around = [FIRST], self._first
+        for piece in group:
+            text.append(WORD)
+            around += self._word
+            if piece in marks:
+                text.append(marks[piece])
+                around += found[marks[piece]]
+            elif piece[0].isalpha() or piece == LINE_COMMENT:
+                text.append("\n")
+                around += self._line
+            text.append(piece)
+            if piece.endswith("\n"):
+                text.append(FIRST)
+                around += self._first
+        return self._count("".join(text) + WORD) - self._word - around
+
+
+def _sample(kind: ContentKind, seed: int, pieces: int, tokens: dict[str, int]) -> list[str]:
+    return long_text(kind, seed, pieces, tokens.__contains__).pieces
+
+
+def _search(alone: _Alone, kind: ContentKind, tokens: dict[str, int], often: dict[str, int]) -> None:
+    """Takes out of `tokens` what does not add up in the sentences of a sample."""
+    for round_ in range(SEARCH_ROUNDS):
+        text = long_text(kind, SEARCH_SEED + SEED_STRIDE * round_, SEARCH_PIECES, tokens.__contains__)
+        places = sorted({*text.heads, *text.joints, len(text.pieces)})
+        units = [text.pieces[a:b] for a, b in pairwise(places)]
+        wrong: set[str] = set()
+        for start in range(0, len(units), UNITS_AT_ONCE):
+            _look(alone, units[start : start + UNITS_AT_ONCE], tokens, often, wrong)
+        for piece in wrong:
+            tokens.pop(piece, None)
+        if not wrong or len(wrong) > REFUSED_MAX:
+            return
+
+
+UNITS_AT_ONCE = 16
+"""Sentences or functions in one question."""
+SEED_STRIDE = 16
+
+
+def _look(
+    alone: _Alone, units: Sequence[list[str]], tokens: dict[str, int], often: dict[str, int], wrong: set[str]
+) -> None:
+    pieces = [piece for unit in units for piece in unit]
+    if len(wrong) > REFUSED_MAX or alone.error(pieces, tokens) == 0:
+        return
+    if len(units) > 1:
+        _look(alone, units[: len(units) // 2], tokens, often, wrong)
+        _look(alone, units[len(units) // 2 :], tokens, often, wrong)
+        return
+    fine, bad = 0, len(pieces)  # the first so many add up, the first so many do not
+    while bad - fine > 1:
+        middle = (fine + bad) // 2
+        if alone.error(pieces[:middle], tokens) == 0:
+            fine = middle
+        else:
+            bad = middle
+    wrong.add(min(pieces[max(0, bad - 2) : bad], key=lambda piece: often[piece]))  # the rarer one of the two that meet
 
 
 def counter_of_file(path: str) -> Counter:
@@ -140,8 +256,7 @@ def _tokenizer(path: str) -> Any:
     except ImportError:
         raise UsageError("a tokenizer file needs the tokenizers library; pip install 'pinchpoint[tokenizer]'") from None
     try:
-        with open(path, "rb") as file:  # noqa: PTH123 - only to tell a missing file from a bad one
-            data = file.read()
+        data = Path(path).read_bytes()
     except OSError as error:
         raise UsageError(f"cannot read the tokenizer {path}: {error.strerror}") from None
     try:
