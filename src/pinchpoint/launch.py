@@ -43,6 +43,8 @@ from pinchpoint.workload.classes import Traffic
 
 RUNS_DIRECTORY = "pinchpoint-runs"
 DEFAULT_API = "chat"
+TEMPLATED = frozenset({"chat", "responses", "messages", "ollama", "ollama-generate"})
+"""Targets whose services put the model's chat template around prompts."""
 DEFAULT_KEY_ENV = "PINCHPOINT_API_KEY"
 SECRET_MIN_CHARS = 8
 """Shorter secrets are not searched for in error texts: replacing "abc" everywhere would garble them."""
@@ -276,16 +278,17 @@ def target_specs(
     return tuple(specs) if len(distinct) > 1 else tuple(specs[:1])
 
 
-def without_answers(traffic: Traffic, specs: Sequence[TargetSpec]) -> Traffic:
-    """Nothing is generated for classes whose target does not generate."""
-    generating = [make_target(spec).generates for spec in specs]
-    classes = tuple(
-        one
-        if generating[i if len(generating) > 1 else 0]
-        else msgspec.structs.replace(one, output_tokens=None, turns="1")
-        for i, one in enumerate(traffic.classes)
-    )
-    return msgspec.structs.replace(traffic, classes=classes)
+def fitted(traffic: Traffic, specs: Sequence[TargetSpec]) -> Traffic:
+    """Classes as their targets can carry them: nothing is generated where a target does not generate, and no chat
+    template adds to prompts where there is none."""
+    targets = [make_target(spec) for spec in specs]
+    classes = []
+    for i, one in enumerate(traffic.classes):
+        target = targets[i if len(targets) > 1 else 0]
+        templated, generates = target.name in TEMPLATED, target.generates
+        turns = one.turns if generates else "1"
+        classes.append(msgspec.structs.replace(one, templated=templated, generates=generates, turns=turns))
+    return msgspec.structs.replace(traffic, classes=tuple(classes))
 
 
 def check_host(

@@ -32,7 +32,7 @@ from pinchpoint.launch import (
     tell_host,
     tell_lost,
     users_of,
-    without_answers,
+    fitted,
     worker_configs,
     worker_count,
 )
@@ -105,7 +105,7 @@ def run_load(
     try:
         facts = _facts(plan, access)
         specs = target_specs(plan, facts, traffic, stream=plan.stream, usage=usage)
-        traffic = without_answers(traffic, specs)
+        traffic = fitted(traffic, specs)
         table = token_table(plan, facts, traffic, access, ask=bool(facts.models))
         limits, problems = check_host(plan, traffic, workers, len(access.endpoints), force=force)
         writer = begin_run(plan, facts, out, command=command, plan_file=plan_file)

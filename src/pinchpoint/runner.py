@@ -22,7 +22,7 @@ from pinchpoint.launch import (
     tell_hellos,
     tell_host,
     tell_lost,
-    without_answers,
+    fitted,
     worker_configs,
     worker_count,
 )
@@ -114,7 +114,7 @@ def run_live(
     stream = plan.stream and facts.streaming is not False
     traffic = resolve(plan, facts.limits.context_tokens)
     specs = target_specs(plan, facts, traffic, stream=stream, usage=facts.usage_in_stream is not False)
-    traffic = without_answers(traffic, specs)
+    traffic = fitted(traffic, specs)
     table = token_table(plan, facts, traffic, access)
     shared_host = bool(facts.server_pids) or access.local
     workers = worker_count(plan, shared_host=shared_host)

@@ -62,6 +62,10 @@ class TrafficClass(msgspec.Struct, frozen=True):
     api: str | None = None
     slos: tuple[str, ...] = ()
     context_tokens: int | None = None
+    templated: bool = True
+    """Whether the service puts a chat template around the messages."""
+    generates: bool = True
+    """Whether the target generates; else no output is asked, whatever the laws say."""
 
     @property
     def remembers(self) -> bool:

@@ -336,6 +336,9 @@ class Scheduler:
                 outputs[mask] = self._drawn(
                     OUTPUTS, i, first, count, lambda n, rng, law=law_out: draw_lengths(law, n, rng)
                 )[mask]
+        for i in np.unique(class_id).tolist():
+            if not self.traffic.classes[i].generates:
+                outputs[class_id == i] = 0
         return inputs, outputs
 
     def _turns(self, stage: int, class_id: np.ndarray, first: int) -> np.ndarray:
