@@ -368,7 +368,7 @@ class Exchange:
             if self.complete:
                 self.keep_alive = False
             else:
-                self.fail("malformed", f"answer is not HTTP/1.1 ({_clean(str(error))})")
+                self.fail("malformed", f"answer is not HTTP/1.1 ({clean(str(error))})")
             return
         except httptools.HttpParserUpgrade:
             self.http_status = self._http.get_status_code()
@@ -552,7 +552,7 @@ class Exchange:
     def _note_error(self, status: str, error: str) -> None:
         """An error inside a stream; reading goes on to its end so that the connection stays usable."""
         if self.error is None:
-            self.error = f"{status}: {_clean(error)}"[:ERROR_TEXT_CHARS]
+            self.error = f"{status}: {clean(error)}"[:ERROR_TEXT_CHARS]
 
     def _missing_length(self) -> bool:
         return self._body_length is not None and len(self._body) < self._body_length
@@ -574,7 +574,7 @@ class Exchange:
         elif code >= 400 or code < 200 or code >= 300:
             self.status, self.error = "http_error", self._body_error()
         elif self._content_encoding not in (b"", b"identity"):
-            encoding = _clean(self._content_encoding.decode("latin-1"))
+            encoding = clean(self._content_encoding.decode("latin-1"))
             self.status, self.error = "malformed", f"the answer is compressed ({encoding}), which was not asked for"
         elif self.error is not None:
             self.status, _, self.error = self.error.partition(": ")
@@ -603,13 +603,13 @@ class Exchange:
         try:
             chunk = self._reader.parse_answer(bytes(self._body))
         except ValueError as error:
-            self.status, self.error = "malformed", _clean(str(error))
+            self.status, self.error = "malformed", clean(str(error))
             return
         self.usage, self.finish_reason = chunk.usage, _finish_reason(chunk)
         self._keep(chunk.text)
         self.status = "ok"
         if chunk.error is not None:
-            self.status, self.error = "stream_error", _clean(chunk.error)
+            self.status, self.error = "stream_error", clean(chunk.error)
 
     def _body_error(self) -> str:
         try:
@@ -619,7 +619,7 @@ class Exchange:
             text = bytes(self._body[:ERROR_TEXT_CHARS]).decode("utf-8", "replace")
         if HTTP_REDIRECT <= (self.http_status or 0) < HTTP_CLIENT_ERROR:
             text = f"redirects are not followed; give the final URL. {text}"
-        return f"HTTP {self.http_status}: {_clean(text)}"[:ERROR_TEXT_CHARS]
+        return f"HTTP {self.http_status}: {clean(text)}"[:ERROR_TEXT_CHARS]
 
 
 def _merged(before: Usage | None, latest: Usage) -> Usage:
@@ -643,9 +643,9 @@ def _retry_after_s(value: str, date: str) -> float | None:
 
 
 def _finish_reason(chunk: Chunk) -> str | None:
-    return _clean(chunk.finish_reason)[:FINISH_REASON_CHARS] if chunk.finish_reason is not None else None
+    return clean(chunk.finish_reason)[:FINISH_REASON_CHARS] if chunk.finish_reason is not None else None
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Server text without control characters, so that it can do nothing in a terminal or a log."""
     return _CONTROL.sub(" ", text).strip()
