@@ -129,7 +129,7 @@ def run_load(
                 access,
                 path,
                 specs,
-                ContentWriter(plan.seed, traffic, table),
+                ContentWriter(plan.seed, traffic, table, roles=tuple(one.templated for one in traffic.classes)),
                 workers=workers,
                 shared_host=access.local,
                 warm_connections=warm,

@@ -123,7 +123,7 @@ def run_live(
     path = writer.path
     recorder = Recorder(writer, monotonic_ns, on_progress)
     recorder.on_workload(workload_title(plan), tuple(one.name for one in traffic.classes))
-    content = ContentWriter(plan.seed, traffic, table)
+    content = ContentWriter(plan.seed, traffic, table, roles=tuple(one.templated for one in traffic.classes))
     tell_host(recorder, limits, problems, access)
     recorder.on_event("tokens", source=table.source, note=table.note)
     configs = worker_configs(
