@@ -21,6 +21,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 ROOT = Path(__file__).parents[2]
@@ -75,6 +76,13 @@ def pinchpoint(*words: object) -> dict:
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
+
+
+def records_of_load(out: Path, *words: object) -> list[dict]:
+    """Of `pinchpoint load` with these words, in the order in which requests were sent. `out` must not exist yet."""
+    pinchpoint("load", *words, "--out", out)
+    records = pq.read_table(out / "records.parquet").to_pylist()
+    return sorted(records, key=lambda record: record["sent_ns"])
 
 
 @contextmanager
