@@ -24,6 +24,7 @@ from pinchpoint.launch import (
     begin_run,
     check_host,
     check_writable,
+    fitted,
     open_access,
     peak_rps,
     read_api_key,
@@ -32,7 +33,6 @@ from pinchpoint.launch import (
     tell_host,
     tell_lost,
     users_of,
-    fitted,
     worker_configs,
     worker_count,
 )
