@@ -23,6 +23,7 @@ from pinchpoint.load.exchange import Exchange
 from pinchpoint.load.gathering import CALM_NS, EVENTS_MAX, Gathering
 from pinchpoint.load.messages import Content, Habits
 from pinchpoint.load.pool import READS, Pool
+from pinchpoint.load.rpc import Rpc, RpcExchange, over_grpc
 from pinchpoint.load.timer import AbsoluteTimer
 from pinchpoint.load.wire import (
     ANCILLARY_BYTES,
@@ -86,8 +87,14 @@ class Issuer:
         *,
         habits: Habits = Habits(),  # noqa: B008 - frozen
         tls: ssl.SSLContext | None = None,
+        rpc: Rpc | None = None,
     ) -> None:
+        """rpc: where a target is of gRPC; closed together with the loop."""
         self._targets = tuple(targets)
+        self._over_http = not all(over_grpc(target) for target in self._targets)
+        self._rpc = rpc
+        self._calls: dict[int, RpcExchange] = {}
+        """Key of a gRPC call -> what it carries."""
         self._content = content
         self._on_done = on_done
         self._habits = habits
@@ -98,6 +105,8 @@ class Issuer:
         self._timer = AbsoluteTimer()
         if self._timer.fd is not None:
             self._epoll.register(self._timer.fd, select.EPOLLIN)
+        if rpc is not None:
+            self._epoll.register(rpc.fd, select.EPOLLIN)
         self._wall = WallOffset()
         self._pool = Pool(endpoints, tls, self._epoll)
         self._unread: deque[Exchange] = deque()
@@ -142,7 +151,7 @@ class Issuer:
 
     @property
     def connections(self) -> int:
-        return len(self._pool)
+        return len(self._pool) + (self._rpc.connections if self._rpc is not None else 0)
 
     def start(self, t0_ns: int, schedule: Schedule, slots: Slots | None = None, duration_ns: int | None = None) -> None:
         """Adds a step, or more sessions to one that was added before (then without slots).
@@ -150,7 +159,7 @@ class Issuer:
         duration_ns: nothing of the step is sent from then on; None: until its schedule is used up.
         """
         self._backlog.add(t0_ns, schedule, slots, monotonic_ns(), duration_ns)
-        if not self._habits.new_connections:  # one for each user at least
+        if self._over_http and not self._habits.new_connections:  # one for each user at least
             self._pool.warm_up(max(self._habits.warm_connections, len(slots.start_ns) if slots is not None else 0))
 
     def stop_issue(self) -> None:
@@ -285,6 +294,8 @@ class Issuer:
                 self._changed = True
                 if fd == self._timer.fd:
                     self._timer.clear()
+                elif self._rpc is not None and fd == self._rpc.fd:
+                    self._take_calls()
                 else:
                     self.called = True
                 continue
@@ -323,6 +334,8 @@ class Issuer:
     def close(self) -> None:
         for connection in list(self._pool.by_fd.values()):
             self._drop(connection)
+        if self._rpc is not None:
+            self._rpc.close()
         self._epoll.close()
         self._timer.close()
         self._stamp_guard.close()
@@ -350,7 +363,9 @@ class Issuer:
 
     def _exchange(self, row: ScheduledRequest, due_ns: int) -> Exchange:
         keep_text = self._content.counts_answers or self._content.remembers(row)
-        return Exchange(row, due_ns, self._targets[self._target_of(row)].reader(), keep_text=keep_text)
+        target = self._targets[self._target_of(row)]
+        kind = RpcExchange if over_grpc(target) else Exchange
+        return kind(row, due_ns, target.reader(), keep_text=keep_text)
 
     def _issue(self, row: ScheduledRequest, body: Body, due_ns: int, slot: Slot | None) -> None:
         exchange = self._exchange(row, due_ns)
@@ -366,6 +381,9 @@ class Issuer:
     def _attempt(self, exchange: Exchange, body: bytes) -> None:
         """Sends the request on a kept connection, or opens one for it."""
         exchange.attempts += 1
+        if isinstance(exchange, RpcExchange):
+            self._call(exchange, body)
+            return
         connection = self._pool.take(exchange.row.session_id, exchange.backend)
         if connection is not None:
             self._tie(connection, exchange)
@@ -375,6 +393,30 @@ class Issuer:
             self._done(exchange)
         else:
             self._open(exchange, body)
+
+    def _call(self, exchange: RpcExchange, body: bytes) -> None:
+        """Hands the request to gRPC. The service is told how long it has."""
+        assert self._rpc is not None
+        target = self._targets[self._target_of(exchange.row)]
+        now_ns = monotonic_ns()
+        exchange.sent_ns = exchange.sent_ns or now_ns
+        if self._habits.new_connections:
+            exchange.connect_ns = now_ns
+        session = self._habits.session_header
+        left_ns = exchange.scheduled_ns + int(self._habits.timeouts.total_s * NS_PER_S) - now_ns
+        exchange.key = self._rpc.send(
+            target.path,
+            body,
+            backend=exchange.backend,
+            streaming=target.stream,
+            timeout_s=max(left_ns, 1) / NS_PER_S,
+            metadata=(
+                *((name.lower(), value) for name, value in (*target.headers, *self._habits.headers)),
+                *([(session.lower(), str(exchange.row.session_id))] if session is not None else []),
+            ),
+        )
+        self._calls[exchange.key] = exchange
+        self._look_again(exchange, now_ns)
 
     def _tie(self, connection: Connection, exchange: Exchange) -> None:
         connection.exchange, exchange.connection = exchange, connection
@@ -455,6 +497,21 @@ class Issuer:
         while self._again and self._again[0][0] <= now_ns:
             _, exchange = self._again.pop(0)
             self._attempt(exchange, self._bodies[exchange.row.request_id])
+
+    # -- gRPC events -------------------------------------------------------------------------------------------------
+
+    def _take_calls(self) -> None:
+        assert self._rpc is not None
+        for number, event in enumerate(self._rpc.take(), 1):
+            if not number % LOOK_EVERY and self._backlog.next_ns is not None:
+                self._issue_due(monotonic_ns())
+            exchange = self._calls.get(event.key)
+            if exchange is None or not exchange.happened(event):  # one that was withdrawn still ends
+                continue
+            del self._calls[event.key]
+            exchange.key = None
+            if exchange.status == "ok" or not self._try_again(exchange):
+                self._done(exchange)
 
     # -- socket events ---------------------------------------------------------------------------------------------
 
@@ -601,6 +658,10 @@ class Issuer:
         if self.in_flight.pop(row.request_id, None) is None:
             return False
         self._bodies.pop(row.request_id, None)
+        if isinstance(exchange, RpcExchange) and exchange.key is not None:
+            assert self._rpc is not None
+            self._rpc.cancel(exchange.key)
+            del self._calls[exchange.key]
         exchange.release()
         now_ns = monotonic_ns()
         exchange.end_ns = exchange.end_ns or now_ns
@@ -654,6 +715,10 @@ class Issuer:
         if connection is not None and connection.plain:
             self._handle(connection, READS)  # it may lie in the socket already
             if exchange.connection is not connection:
+                return
+        if isinstance(exchange, RpcExchange) and exchange.key is not None:
+            self._take_calls()
+            if exchange.key is None:
                 return
         at_ns, status, phase = self._deadlines.first(exchange)
         if at_ns > now_ns:

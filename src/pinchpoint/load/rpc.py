@@ -17,6 +17,7 @@ import gc
 import itertools
 import os
 import socket
+import ssl
 import threading
 from collections import deque
 from collections.abc import Sequence
@@ -405,6 +406,17 @@ class Rpc:
         if wake and not self._signalled:
             self._signalled = True
             os.eventfd_write(self.fd, 1)
+
+
+def over_grpc(target: Target) -> bool:
+    """A plug-in's target that is silent about its transport speaks HTTP."""
+    return getattr(target, "transport", "http") == "grpc"
+
+
+def trusted(tls: ssl.SSLContext) -> bytes | None:
+    """The authorities that a context trusts, in PEM form; None when it finds them one by one, as they are needed."""
+    found = tls.get_ca_certs(binary_form=True)
+    return "".join(map(ssl.DER_cert_to_PEM_cert, found)).encode() or None
 
 
 def address_of(endpoint: Endpoint) -> str:

@@ -10,7 +10,9 @@ import gc
 import itertools
 import os
 import signal
+import ssl
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,13 @@ from pinchpoint.load.exchange import Exchange
 from pinchpoint.load.health import ClientHealth
 from pinchpoint.load.issuer import Issuer
 from pinchpoint.load.messages import Calibration, Hello, Outcome, Pending, StepOrder, Update, WorkerConfig
+from pinchpoint.load.rpc import Rpc, over_grpc, trusted
 from pinchpoint.model import ERROR_STATUSES, RECORD_COLUMNS, SAMPLE_COLUMNS
 from pinchpoint.prompt import Prompt
 from pinchpoint.rundir import PartWriter
 from pinchpoint.schedule import ScheduledRequest
 from pinchpoint.targets.registry import make_target
+from pinchpoint.targets.target import Target
 
 PUBLISH_PERIOD_NS = NS_PER_S // 10
 WRITE_PERIOD_NS = NS_PER_S
@@ -61,13 +65,15 @@ class _Worker:
         self._config = config
         self._pipe = pipe
         self._targets = [make_target(spec) for spec in config.targets]
+        tls = tls_context(config.ca_file) if any(endpoint.tls for endpoint in config.endpoints) else None
         self._issuer = Issuer(
             config.endpoints,
             self._targets,
             config.content,
             self._on_done,
             habits=config.habits,
-            tls=tls_context(config.ca_file) if any(endpoint.tls for endpoint in config.endpoints) else None,
+            tls=tls,
+            rpc=_rpc(config, self._targets, tls),
         )
         self._health = ClientHealth()
         parts = Path(config.run_path) / "parts"
@@ -357,6 +363,21 @@ class _Worker:
             row.class_id,
             exchange.shared_tokens,
         )
+
+
+def _rpc(config: WorkerConfig, targets: Sequence[Target], tls: ssl.SSLContext | None) -> Rpc | None:
+    """For the targets that speak gRPC; None when there is none, and then grpcio is not imported either."""
+    channels = [getattr(target, "channels", 1) for target in targets if over_grpc(target)]
+    if not channels:
+        return None
+    habits = config.habits
+    return Rpc(
+        config.endpoints,
+        channels=max(channels),
+        root_certificates=trusted(tls) if tls is not None else None,
+        new_connections=habits.new_connections,
+        connect_s=habits.timeouts.connect_s,
+    )
 
 
 def source(exchange: Exchange) -> str:

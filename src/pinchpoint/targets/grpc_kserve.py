@@ -6,14 +6,14 @@ is empty because the request says `triton_enable_empty_final_response`. Errors i
 own, and the call still ends with status OK.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from pinchpoint.prompt import Prompt
 from pinchpoint.targets import protobufs
 from pinchpoint.targets.options import Options
-from pinchpoint.targets.target import EMPTY, Chunk, Framing, Target, TargetSpec, error_text
+from pinchpoint.targets.target import EMPTY, Chunk, Target, TargetSpec, Transport, error_text
 from pinchpoint.targets.tensors import OPTIONS as TENSOR_OPTIONS
 from pinchpoint.targets.tensors import TensorOptions, texts_of
 
@@ -40,10 +40,8 @@ class KserveGrpcTarget(Target):
     """Messages for one model."""
 
     name = "kserve-grpc"
-    transport: Literal["http", "grpc"] = "grpc"
-    framing: Framing = "sse"
+    transport: Transport = "grpc"
     needs_finish = False
-    headers: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, spec: TargetSpec) -> None:
         options = Options(spec)

@@ -3,12 +3,12 @@
 Text goes in as a string tensor; for other models a tensor of numbers of the shape that the signature wants.
 """
 
-from typing import Any, Literal
+from typing import Any
 
 from pinchpoint.prompt import Prompt
 from pinchpoint.targets import protobufs
 from pinchpoint.targets.options import Options
-from pinchpoint.targets.target import Chunk, Framing, Target, TargetSpec
+from pinchpoint.targets.target import Chunk, Target, TargetSpec, Transport
 from pinchpoint.targets.tensors import OPTIONS as TENSOR_OPTIONS
 from pinchpoint.targets.tensors import TensorOptions
 
@@ -48,12 +48,10 @@ class TfServingGrpcTarget(Target):
     """Messages for one signature of one model. Answers are never streamed."""
 
     name = "tfserving-grpc"
-    transport: Literal["http", "grpc"] = "grpc"
+    transport: Transport = "grpc"
     path = PREDICT_PATH
     stream = False
-    framing: Framing = "sse"
     needs_finish = False
-    headers: tuple[tuple[str, str], ...] = ()
 
     def __init__(self, spec: TargetSpec) -> None:
         options = Options(spec)

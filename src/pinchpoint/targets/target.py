@@ -47,6 +47,7 @@ EMPTY = Chunk()
 DONE = Chunk(done=True)
 
 Framing = Literal["sse", "ndjson"]
+Transport = Literal["http", "grpc"]
 
 
 class TargetSpec(msgspec.Struct, frozen=True):
@@ -63,7 +64,7 @@ class TargetSpec(msgspec.Struct, frozen=True):
 
 
 class Target(Protocol):
-    """One API of one model.
+    """One API of one model. What has a default here need not be written by those who subclass it.
 
     path: behind the base URL, for HTTP; for gRPC the full method. framing: of streamed answers, where their content
     type does not say it. needs_finish: a stream without a finish reason or an end mark was cut off; False for APIs
@@ -74,10 +75,11 @@ class Target(Protocol):
     name: str
     path: str
     stream: bool
-    framing: Framing
-    needs_finish: bool
-    generates: bool
-    headers: tuple[tuple[str, str], ...]
+    transport: Transport = "http"
+    framing: Framing = "sse"
+    needs_finish: bool = True
+    generates: bool = True
+    headers: tuple[tuple[str, str], ...] = ()
 
     def build(self, prompt: Prompt) -> bytes:
         """The body of a request (for gRPC: the serialised message)."""
@@ -92,10 +94,15 @@ class Target(Protocol):
         """A whole, non-streamed answer, or the body of an error. Raises ValueError as above."""
         ...
 
+    def reader(self) -> "Target":
+        """What reads one answer, and only one: the target itself, unless an event gets its meaning from those before
+        it, as where each repeats the text so far."""
+        return self
+
     def template(self, event: bytes) -> tuple[bytes, bytes] | None:
         """What stands before and behind the text in an event's bytes, line end included, see targets.template; None:
         such events are decoded one by one."""
-        ...
+        return None
 
 
 def count(tokens: object) -> int | None:
