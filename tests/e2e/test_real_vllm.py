@@ -1,10 +1,12 @@
 """Real vLLM on the CPU with a real small model (`make test-vllm`): every API that it serves."""
 
+import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.support.real_engines import MODEL_NAME, needs, pinchpoint, records_of_load, vllm
+from tests.support.real_engines import MODEL_NAME, needs, otlp_sink, pinchpoint, records_of_load, vllm
 
 pytestmark = needs("vllm")
 
@@ -13,9 +15,17 @@ SHORT = ("--model", MODEL_NAME, "--concurrency", 2, "--requests", 6, "--seed", 7
 LENGTHS = ("--input-tokens", INPUT_TOKENS, "--output-tokens", OUTPUT_TOKENS)
 
 
+SPANS_LIMIT_S = 30.0  # vLLM sends them every 5 s
+
+
 @pytest.fixture(scope="module")
-def generating() -> Iterator[str]:
-    with vllm("--enable-scale-out") as url:
+def spans(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("spans") / "spans.jsonl"
+
+
+@pytest.fixture(scope="module")
+def generating(spans: Path) -> Iterator[str]:
+    with otlp_sink(spans) as endpoint, vllm("--enable-scale-out", "--otlp-traces-endpoint", endpoint) as url:
         yield url
 
 
@@ -50,8 +60,35 @@ def test_the_probe_finds_chat_its_limits_and_its_metrics(generating: str) -> Non
     assert facts["metrics_url"] == f"{generating}/metrics"
 
 
+def requests_in(spans: Path) -> list[dict[str, int]]:
+    """Token counts of each span of a request."""
+    exports = [json.loads(line) for line in spans.read_text().splitlines() if line.endswith("}")]
+    scopes = [scope for export in exports for resource in export["resourceSpans"] for scope in resource["scopeSpans"]]
+    return [
+        {one["key"]: int(one["value"]["intValue"]) for one in span["attributes"] if "intValue" in one["value"]}
+        for scope in scopes
+        for span in scope["spans"]
+        if span["name"] == "llm_request"
+    ]
+
+
+def test_its_own_spans_tell_the_same_counts_and_a_load_can_be_learnt_from_them(
+    generating: str, spans: Path, tmp_path: Path
+) -> None:
+    before = len(requests_in(spans))
+    odd = ("--input-tokens", 77, "--output-tokens", 9)  # lengths that no other test asks for
+    records = records_of_load(tmp_path / "run", generating, "--api", "chat", *SHORT, *odd)
+    limit = time.monotonic() + SPANS_LIMIT_S
+    while time.monotonic() < limit and len(requests_in(spans)) < before + len(records):
+        time.sleep(0.2)
+    counts = [(one["gen_ai.usage.prompt_tokens"], one["gen_ai.usage.completion_tokens"]) for one in requests_in(spans)]
+    assert counts.count((77, 9)) == len(records)
+    pinchpoint("workload", "fit", spans, "-o", tmp_path / "plan.toml")
+    assert "[[stages]]" in (tmp_path / "plan.toml").read_text()
+
+
 @pytest.fixture(scope="module")
-def pooling(request: pytest.FixtureRequest) -> Iterator[str]:
+def pooling() -> Iterator[str]:
     with vllm("--runner", "pooling", "--convert", "embed") as url:
         yield url
 

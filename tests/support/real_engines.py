@@ -131,6 +131,7 @@ def vllm(*flags: object) -> Iterator[str]:
     preloaded = [path for path in (TCMALLOC, REAL / "vllm" / "lib" / "libiomp5.so") if path.exists()]
     environment = OFFLINE | {
         "VLLM_NO_USAGE_STATS": "1",
+        "OTEL_EXPORTER_OTLP_TRACES_INSECURE": "true",
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": f"0-{min(os.cpu_count() or 1, 2) - 1}",
         "LD_PRELOAD": ":".join(map(str, preloaded)),
@@ -142,12 +143,23 @@ def vllm(*flags: object) -> Iterator[str]:
         yield server.answering(f"http://127.0.0.1:{port}", "/health")
 
 
+@contextmanager
+def otlp_sink(file: Path) -> Iterator[str]:
+    """Writes the spans that it receives to `file`, a line of OTLP JSON per export. Yields the endpoint for vLLM."""
+    (port,) = _free_ports(1)
+    with _server([_python("vllm"), SERVERS / "otlp_sink.py", port, file], {}) as server:
+        server.line("ready")
+        yield f"grpc://127.0.0.1:{port}"
+
+
 def _python(name: str) -> Path:
-    return REAL / name / "bin" / "python"
+    return _script(name, "python")
 
 
 def _script(name: str, script: str) -> Path:
-    return REAL / name / "bin" / script
+    path = REAL / name / "bin" / script
+    assert path.exists(), f"{name} is required but not installed; run `tools/real/{name}.sh`"
+    return path
 
 
 def _free_ports(count: int) -> list[int]:
