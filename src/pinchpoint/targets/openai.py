@@ -11,47 +11,59 @@ from typing import Any
 import msgspec
 
 from pinchpoint.prompt import Prompt
-from pinchpoint.targets.sse import SseParser
-from pinchpoint.targets.target import DONE, EMPTY, Chunk, Framing, Usage, count, error_text
-from pinchpoint.targets.template import cut, is_plain
+from pinchpoint.targets.forms import IGNORE_EOS, SCHEMA_NAME, data_url, function_tools, merged
+from pinchpoint.targets.reading import as_text, decoded
+from pinchpoint.targets.target import DONE, EMPTY, Chunk, Target, Usage, count, error_text
+from pinchpoint.targets.template import Templates
 
 CHAT_PATH = "/v1/chat/completions"
 COMPLETIONS_PATH = "/v1/completions"
 
-EXTRA_BODY: dict[str, dict[str, Any]] = {
-    # Output length must be the planned one, so end-of-sequence is ignored where the engine's API allows it.
-    "vllm": {"ignore_eos": True},
-    "sglang": {"ignore_eos": True},
-    "llama.cpp": {"ignore_eos": True},
-}
-"""Fields beyond the OpenAI API that an engine understands. Others get none: strict servers reject unknown fields."""
 
+class OpenAITarget(Target):
+    """Builds requests for one model and reads answers.
 
-class OpenAITarget:
-    """Builds requests for one model and reads answers. Prompts arrive as text; lengths as tokens."""
+    usage: streams are asked to end with token counts. extra: further members of every body. length_field: what the
+    service calls the bound of the output; OpenAI's own reasoning models take only "max_completion_tokens".
+    """
 
-    framing: Framing = "sse"
-    needs_finish = True
-    generates = True
-    headers: tuple[tuple[str, str], ...] = ()
-
-    def __init__(self, path: str, model: str, engine: str, *, stream: bool = True, usage: bool = True) -> None:
+    def __init__(
+        self,
+        path: str,
+        model: str,
+        engine: str,
+        *,
+        stream: bool = True,
+        usage: bool = True,
+        extra: dict[str, Any] | None = None,
+        length_field: str = "max_tokens",
+    ) -> None:
         self.name = "chat" if path.endswith("/chat/completions") else "completions"
         self.path = path
         self.stream = stream
         self._chat = path.endswith("/chat/completions")
-        self._last_template = (b"", b"")
-        self._fixed: dict[str, Any] = {"model": model, "stream": stream, **EXTRA_BODY.get(engine, {})}
+        self._templates = Templates(parse_event)
+        self._fixed: dict[str, Any] = {"model": model, "stream": stream}
+        self._until_planned = IGNORE_EOS.get(engine, {})
         if stream and usage:
             self._fixed["stream_options"] = {"include_usage": True}
+        self._extra = extra or {}
+        self._length_field = length_field
 
     def build(self, prompt: Prompt) -> bytes:
-        body = dict(self._fixed, max_tokens=prompt.max_output_tokens)
+        body = {**self._fixed, self._length_field: prompt.max_output_tokens}
+        if prompt.schema is None:  # an answer of a given form ends where the form ends
+            body |= self._until_planned
         if self._chat:
-            body["messages"] = [{"role": message.role, "content": message.text} for message in prompt.messages]
+            body["messages"] = _messages(prompt)
+            if prompt.tools:
+                body["tools"] = function_tools(prompt)
         else:
             body["prompt"] = prompt.text
-        return msgspec.json.encode(body)
+        if prompt.schema is not None:
+            form = {"name": SCHEMA_NAME, "schema": prompt.schema, "strict": True}
+            body["response_format"] = {"type": "json_schema", "json_schema": form}
+        return msgspec.json.encode(merged(body, self._extra) if self._extra else body)
 
     @staticmethod
     def parse_event(event: bytes, data: bytes) -> Chunk:
@@ -62,19 +74,16 @@ class OpenAITarget:
         return parse_answer(body)
 
     def template(self, event: bytes) -> tuple[bytes, bytes] | None:
-        """See targets.template: the bytes of a whole event around its text, when the text is all it says."""
-        before, behind = self._last_template
-        if (
-            before
-            and event.startswith(before)
-            and event.endswith(behind)
-            and is_plain(event[len(before) : -len(behind)])
-        ):
-            return before, behind  # a service that does not number its answers
-        found = cut(event, _is_text)
-        if found is not None:
-            self._last_template = found
-        return found
+        return self._templates.of(event)
+
+
+def _messages(prompt: Prompt) -> list[dict[str, Any]]:
+    messages: list[dict[str, Any]] = [{"role": message.role, "content": message.text} for message in prompt.messages]
+    if prompt.images:
+        text = {"type": "text", "text": messages[-1]["content"]}
+        images = [{"type": "image_url", "image_url": {"url": data_url(image)}} for image in prompt.images]
+        messages[-1]["content"] = [text, *images]
+    return messages
 
 
 class _Function(msgspec.Struct):
@@ -156,27 +165,9 @@ def parse_event(event: bytes, data: bytes) -> Chunk:
     return _meaning(payload)
 
 
-def _is_text(event: bytes) -> bool:
-    """Whether the bytes are one whole event that carries text and nothing else."""
-    parser = SseParser()
-    events = parser.feed(event)
-    if len(events) != 1 or not parser.idle:
-        return False
-    try:
-        chunk = parse_event(*events[0])
-    except ValueError:
-        return False
-    return chunk.has_text and (chunk.finish_reason, chunk.usage, chunk.error, chunk.done) == (None, None, None, False)
-
-
 def parse_answer(body: bytes) -> Chunk:
     """A whole, non-streamed answer. Raises ValueError when it is not a completion."""
-    if body.lstrip()[:1] == b"<":
-        raise ValueError("the answer is an HTML page, not a completion")
-    try:
-        payload = _decoder.decode(body)
-    except (msgspec.MsgspecError, RecursionError) as error:
-        raise ValueError(f"answer is not a completion ({error})") from None
+    payload = decoded(_decoder, body, "a completion")
     if payload.error or payload.object == "error":
         return Chunk(error=error_text(payload.error or payload.message or body.decode("utf-8", "replace")))
     if not payload.choices:
@@ -195,14 +186,14 @@ def _meaning(payload: _Payload) -> Chunk:
                 text += _text_of(delta.content)
                 reasoning = reasoning or any(_text_of(part.get("thinking")) for part in _parts(delta.content))
             else:
-                text += _string(delta.content)
-            text += _string(delta.refusal)
+                text += as_text(delta.content)
+            text += as_text(delta.refusal)
             reasoning = reasoning or bool(delta.reasoning_content) or bool(delta.reasoning)
             for call in delta.tool_calls or ():
                 tool = tool or (call.function is not None and bool(call.function.name or call.function.arguments))
             if isinstance(delta.function_call, dict):
                 tool = tool or any(delta.function_call.values())
-        text += _string(choice.text)
+        text += as_text(choice.text)
         finish_reason = finish_reason or choice.finish_reason or None  # an empty one is none
     told = payload.usage or (payload.x_groq.usage if payload.x_groq is not None else None)
     usage = _usage(told) if told is not None else None
@@ -216,12 +207,7 @@ def _parts(content: Any) -> list[dict[str, Any]]:
 
 
 def _text_of(parts: Any) -> str:
-    return "".join(_string(part.get("text")) for part in _parts(parts))
-
-
-def _string(text: Any) -> str:
-    """What stands where a text belongs; a number or an object there is said as it is written."""
-    return text if isinstance(text, str) else "" if not text else str(text)
+    return "".join(as_text(part.get("text")) for part in _parts(parts))
 
 
 def _usage(told: _Usage) -> Usage | None:

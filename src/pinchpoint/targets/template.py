@@ -9,6 +9,9 @@ text or holds a character that is not plain, and is decoded as ever.
 import re
 from collections.abc import Callable
 
+from pinchpoint.targets.sse import SseParser
+from pinchpoint.targets.target import Chunk
+
 TEXT = re.compile(rb'"(?:content|reasoning_content|reasoning|text)":\s?"((?:[^"\\]|\\.)*)"')
 """A member that carries generated text. An event in which several of them match has no template."""
 PLAIN = bytes(byte for byte in range(0x20, 0x7F) if byte not in b'"\\')
@@ -16,18 +19,52 @@ PLAIN = bytes(byte for byte in range(0x20, 0x7F) if byte not in b'"\\')
 ESCAPED = re.compile(rb'(?:[ !#-\[\]-~\x80-\xff]|\\["\\/bfnrt])+')
 
 
-def cut(event: bytes, is_text: Callable[[bytes], bool]) -> tuple[bytes, bytes] | None:
-    """What stands before and behind the text of one event; None when it cannot serve as a template.
+class Templates:
+    """Makes templates of the server-sent events of one API.
 
-    is_text: decodes an event and says whether it is a piece of text and nothing else.
+    parse: the API's own reading of an event. text: finds a member that carries generated text; its first group is what
+    stands between the quotes. A service that does not number its answers needs a template
+    once: that of the last answer serves the next.
     """
-    found = TEXT.search(event)
-    if found is None or TEXT.search(event, found.end()) is not None:
+
+    def __init__(self, parse: Callable[[bytes, bytes], Chunk], text: re.Pattern[bytes] = TEXT) -> None:
+        self._parse = parse
+        self._text = text
+        self._last = (b"", b"")
+
+    def of(self, event: bytes) -> tuple[bytes, bytes] | None:
+        """What stands before and behind the text of one event; None when it cannot serve as a template."""
+        before, behind = self._last
+        if before and event.startswith(before) and event.endswith(behind):
+            text = event[len(before) : -len(behind)]
+            if is_plain(text):
+                return before, behind
+        found = self._cut(event)
+        if found is not None:
+            self._last = found
+        return found
+
+    def _cut(self, event: bytes) -> tuple[bytes, bytes] | None:
+        found = self._text.search(event)
+        if found is None or self._text.search(event, found.end()) is not None:
+            return None
+        before, behind = event[: found.start(1)], event[found.end(1) :]
+        if self._is_text(before + b"x" + behind) and not self._is_text(before + behind):
+            return before, behind
         return None
-    before, behind = event[: found.start(1)], event[found.end(1) :]
-    if is_text(before + b"x" + behind) and not is_text(before + behind):
-        return before, behind
-    return None
+
+    def _is_text(self, event: bytes) -> bool:
+        """Whether the bytes are one whole event that is a piece of text and nothing else."""
+        parser = SseParser()
+        events = parser.feed(event)
+        if len(events) != 1 or not parser.idle:
+            return False
+        try:
+            chunk = self._parse(*events[0])
+        except ValueError:
+            return False
+        said = (chunk.finish_reason, chunk.usage, chunk.error, chunk.done)
+        return chunk.has_text and said == (None, None, None, False)
 
 
 def is_plain(text: bytes) -> bool:
