@@ -59,7 +59,7 @@ def generate(
     api_key_file: Annotated[Path | None, Parameter(help="File that holds the API key.")] = None,
     ca_file: Annotated[Path | None, Parameter(help="Certificates of a private authority, PEM.")] = None,
 ) -> int:
-    """Look at a service with a few requests of one user, and propose a suite of load stages for it, with reasons."""
+    """Look at a service with one user and small crowds, and propose a suite of load stages for it, with reasons."""
     from pinchpoint.launch import read_api_key
     from pinchpoint.plan import build_plan
     from pinchpoint.probe import probe

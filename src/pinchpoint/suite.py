@@ -1,12 +1,14 @@
 """A suite of load stages for one service, as a plan that people read and change: what to offer, and why so much.
 
-The numbers come from what one user saw of the idle service, and from a trace where there is one. How much a service
-carries cannot be known from one user, so the first guess of the capacity is only there to put the stages in order of
-size; `pinchpoint run` finds the real one.
+The numbers come from what one user saw of the idle service, from small crowds that each send a request or two, and
+from a trace where there is one. How much a service carries within its SLOs takes a search, so the first guess of the
+capacity is only there to put the stages in order of size; `pinchpoint run` finds the real one.
 """
 
 import math
 import tempfile
+import textwrap
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +17,10 @@ import msgspec
 from pinchpoint.conclude import judge_load
 from pinchpoint.errors import TargetError
 from pinchpoint.loadrun import run_load
+from pinchpoint.measure import Tally
 from pinchpoint.model import Progress, TargetFacts
 from pinchpoint.plan import ClassSpec, ClosedStage, Plan, WorkloadSpec
+from pinchpoint.report.literal import visible
 from pinchpoint.slo import derive_slos
 from pinchpoint.units import format_duration, significant
 from pinchpoint.workload.classes import TrafficClass, mean_input, mean_output, resolve
@@ -26,12 +30,15 @@ from pinchpoint.workload.toml_text import toml_lines, toml_value
 LOOK_REQUESTS = 6
 """Of one user, to see the idle service; the first of them may warm something up and is only one of six."""
 LOOK_TIMEOUT_S = 120.0
-SEQUENCES_ASSUMED = 16
-"""Requests at a time, where the service does not tell its limit. A convention."""
-SEQUENCES_USED_MAX = 64
-"""More at once than that rarely fit at a latency near that of the idle service. A convention."""
-BATCH_SLOWDOWN = 2.5
-"""How much slower a stream is in a full batch; as the limit of a derived TPOT SLO (slo.DEFAULT_TPOT_FACTOR)."""
+CROWDS = (4, 16, 64, 256)
+"""Users who come at once, each with CROWD_ROUNDS requests, as long as more of them get more answered."""
+CROWD_ROUNDS = 2
+CROWD_GAIN_MIN = 1.5
+"""Four times the users and not even half as much again answered: more would only wait."""
+CROWD_TIME_MAX_S = 15.0
+"""After that much time no larger crowd is sent."""
+SLOWDOWN_MAX = 2.5
+"""Times as long as alone that an answer may take; as the limit of a derived TPOT SLO (slo.DEFAULT_TPOT_FACTOR)."""
 NORMAL_RATIO, PEAK_RATIO, BEYOND_RATIO, SPIKE_RATIO = 0.5, 0.8, 1.5, 2.0
 """Of the guessed capacity: the usual planning with half of it in reserve, the busiest hour, too much, far too much."""
 SOAK_FACTOR = 10
@@ -44,16 +51,24 @@ LONG_CONTEXT_MEAN_MAX = 24_000
 """Tokens; where the context is larger still, its longest prompts are several times that."""
 DEFAULT_STAGE_S = 60.0
 DIGITS = 2
+COMMENT_WIDTH = 100
 
 
 class Look(msgspec.Struct, frozen=True):
-    """What one user saw of the idle service: medians. ttft_s, tpot_s: None where it does not stream."""
+    """What one user saw of the idle service, on average, and what a crowd got answered.
+
+    ttft_s, tpot_s: None where it does not stream. crowd_users: the largest crowd whose answers took at most
+    SLOWDOWN_MAX times as long as alone; 1 where already the smallest took longer. crowd_rps: what they would get
+    answered if they went on.
+    """
 
     ttft_s: float | None
     tpot_s: float | None
     e2e_s: float
     input_tokens: float
     output_tokens: float
+    crowd_users: int
+    crowd_rps: float
 
 
 class TraceShape(msgspec.Struct, frozen=True):
@@ -67,40 +82,56 @@ class TraceShape(msgspec.Struct, frozen=True):
 
 
 def look(plan: Plan) -> Look:
-    """Asks the service a few times, one request after another, in a directory that is thrown away.
+    """Asks the service a few times, one request after another, and then by growing crowds.
 
-    plan: with the service, its access and the workload; its stages are not used. Raises TargetError when no request was
-    answered.
+    plan: with the service, its access and the workload; its stages are not used. What is measured is thrown away.
+    Raises TargetError when no request was answered.
     """
-    asked = msgspec.structs.replace(plan, stages=(ClosedStage(1, requests=LOOK_REQUESTS),), timeout_s=LOOK_TIMEOUT_S)
-    with tempfile.TemporaryDirectory() as directory:
-        outcome = run_load(asked, out=Path(directory) / "look", on_progress=_quiet)
-        answer, _ = judge_load(outcome.path)
-    total = answer.result.total
-    if outcome.error is not None:
-        raise outcome.error
+    total = _loaded(plan, 1, LOOK_REQUESTS)
     e2e_s = total.metrics["e2e_s"].mean
-    if not total.completed or e2e_s is None:
-        samples = [text for texts in answer.result.error_samples.values() for text in texts]
-        why = f": {samples[0]}" if samples else ""
-        raise TargetError(f"{plan.url} answered none of {LOOK_REQUESTS} requests{why}; see `pinchpoint probe`")
+    assert e2e_s is not None
+    users, crowd_rps = 1, 1 / e2e_s
+    begun_s = time.monotonic()
+    for crowd in CROWDS:
+        found = _loaded(plan, crowd, CROWD_ROUNDS * crowd)
+        mean_s = found.metrics["e2e_s"].mean
+        if mean_s is None or mean_s > SLOWDOWN_MAX * e2e_s:
+            break
+        # Little's law; the count over the time would be too low, as a few long answers end it with nobody beside them.
+        rate_rps = crowd / mean_s
+        enough = rate_rps < CROWD_GAIN_MIN * crowd_rps or time.monotonic() - begun_s > CROWD_TIME_MAX_S
+        if rate_rps > crowd_rps:
+            users, crowd_rps = crowd, rate_rps
+        if enough:
+            break
     return Look(
         ttft_s=total.metrics["ttft_s"].mean,
         tpot_s=total.metrics["tpot_s"].mean,
         e2e_s=e2e_s,
         input_tokens=(total.tokens.input or 0) / total.completed,
         output_tokens=(total.tokens.output or 0) / total.completed,
+        crowd_users=users,
+        crowd_rps=crowd_rps,
     )
+
+
+def _loaded(plan: Plan, users: int, requests: int) -> Tally:
+    """What a closed loop of so many users got answered; at least one request."""
+    asked = msgspec.structs.replace(plan, stages=(ClosedStage(users, requests=requests),), timeout_s=LOOK_TIMEOUT_S)
+    with tempfile.TemporaryDirectory() as directory:
+        outcome = run_load(asked, out=Path(directory) / "look", on_progress=_quiet)
+        answer, _ = judge_load(outcome.path)
+    if outcome.error is not None:
+        raise outcome.error
+    if not answer.result.total.completed:
+        samples = [text for texts in answer.result.error_samples.values() for text in texts]
+        why = f": {visible(samples[0])}" if samples else ""
+        raise TargetError(f"{plan.url} answered none of {requests} requests{why}; see `pinchpoint probe`")
+    return answer.result.total
 
 
 def _quiet(progress: Progress) -> None:
     """The look is over in seconds."""
-
-
-def guessed_capacity_rps(seen: Look, max_sequences: int | None) -> float:
-    """Little's law: so many requests at a time, each as long as in a full batch."""
-    at_once = min(max_sequences or SEQUENCES_ASSUMED, SEQUENCES_USED_MAX)
-    return at_once / (BATCH_SLOWDOWN * seen.e2e_s)
 
 
 def propose(
@@ -117,7 +148,7 @@ def propose(
     take the place of the guessed ones, and its lengths those of the workload.
     """
     context_tokens = facts.limits.context_tokens
-    guess_rps = guessed_capacity_rps(seen, facts.limits.max_sequences)
+    guess_rps = seen.crowd_rps
     if trace is None:
         normal_rps, peak_rps = NORMAL_RATIO * guess_rps, PEAK_RATIO * guess_rps
         beyond_rps, spike_rps = BEYOND_RATIO * guess_rps, SPIKE_RATIO * guess_rps
@@ -132,7 +163,7 @@ def propose(
     scatter = {} if arrivals == "poisson" else {"arrivals": arrivals}
 
     def stage(name: str, why: str, **keys: object) -> str:
-        return f"# {why}\n[[stages]]\n{toml_lines({'name': name, **keys})}\n"
+        return f"{_comment(why)}\n[[stages]]\n{toml_lines({'name': name, **keys})}\n"
 
     def rate(value_rps: float) -> str:
         return f"{significant(max(value_rps, 0.01), DIGITS)}rps"
@@ -232,10 +263,10 @@ def _head(plan: Plan, facts: TargetFacts, seen: Look, guess_rps: float, trace: T
         + (f", {format_duration(seen.tpot_s)} for each further one" if seen.tpot_s is not None else "")
         + f"; {seen.input_tokens:.0f} tokens in and {seen.output_tokens:.0f} out on average.",
         f"Limits: {told}; context {facts.limits.context_tokens or 'not told'}.",
-        f"First guess of the capacity: {significant(guess_rps, DIGITS)} req/s, which is "
-        f"{min(sequences or SEQUENCES_ASSUMED, SEQUENCES_USED_MAX)} at a time, each {BATCH_SLOWDOWN:g} times as long as "
-        "alone.",
-        "It is no measurement. `pinchpoint run` finds the real capacity; put its figure into the rates then.",
+        f"First guess of the capacity: {significant(guess_rps, DIGITS)} req/s, which "
+        + (f"{seen.crowd_users} users at a time got answered" if seen.crowd_users > 1 else "one user got answered")
+        + f" while an answer took at most {SLOWDOWN_MAX:g} times as long as alone.",
+        "It is no capacity within SLOs. `pinchpoint run` finds the real capacity; put its figure into the rates then.",
     ]
     if trace is not None:
         words.append(
@@ -259,8 +290,12 @@ def _head(plan: Plan, facts: TargetFacts, seen: Look, guess_rps: float, trace: T
         "api_key_file": plan.api_key_file,
         "ca_file": plan.ca_file,
     }
-    comment = "\n".join(f"# {line}".rstrip() for line in words)
+    comment = "\n".join(map(_comment, words))
     return f"{comment}\n\n# slos: {why}.\n{table}\n\n[target]\n{toml_lines(access)}\n"
+
+
+def _comment(text: str) -> str:
+    return textwrap.fill(text, COMMENT_WIDTH, initial_indent="# ", subsequent_indent="# ") or "#"
 
 
 def _of(rate_rps: float, guess_rps: float, trace: TraceShape | None, what: str) -> str:
@@ -296,9 +331,7 @@ def _workload(table: str, spec: WorkloadSpec, context_tokens: int | None) -> str
         told = {"preset": spec.preset, "input_tokens": spec.input_tokens}
         return f"# {presets()[spec.preset].summary}.\n[{table}]\n{toml_lines(told)}\n"
     lines = [] if spec.classes else [f"# {spec.preset}, cut to fit into a context of {context_tokens} tokens."]
-    given = spec.classes or [ClassSpec(preset=None)] * len(_resolved(spec, context_tokens))
-    for one, was in zip(_resolved(spec, context_tokens), given, strict=True):
-        lines.append(f"[[{table}.classes]]\n{_class_lines(one, was)}")
+    lines += [f"[[{table}.classes]]\n{_class_lines(one)}" for one in _resolved(spec, context_tokens)]
     return "\n".join(lines) + "\n"
 
 
@@ -306,9 +339,10 @@ def _with_context(classes: Sequence[TrafficClass], context_tokens: int | None) -
     return tuple(msgspec.structs.replace(one, context_tokens=context_tokens) for one in classes)
 
 
-def _class_lines(one: TrafficClass, was: ClassSpec) -> str:
-    told = msgspec.to_builtins(one)
-    told.pop("context_tokens")
+def _class_lines(one: TrafficClass) -> str:
+    """The keys that a plan may give, of a class whose lengths were cut."""
+    keys = {field.name for field in msgspec.structs.fields(ClassSpec)}
+    told = {key: value for key, value in msgspec.to_builtins(one).items() if key in keys}
     if one.joint is not None:
         told.pop("input_tokens")
         told.pop("output_tokens")
@@ -316,8 +350,6 @@ def _class_lines(one: TrafficClass, was: ClassSpec) -> str:
         told.pop("turns")
         told.pop("think")
     shown = {key: value for key, value in told.items() if value not in (None, 0, "", [], ())}
-    if was.slos:
-        shown["slos"] = list(was.slos)
     return "\n".join(f"{key} = {toml_value(value)}" for key, value in shown.items())
 
 

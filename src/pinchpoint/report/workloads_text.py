@@ -88,7 +88,7 @@ def _more(one: Mapping[str, Any]) -> list[str]:
 
 
 def print_workloads(console: Console, page: RenderableType) -> None:
-    """Prints to a console; in ASCII where its encoding asks for it, and without breaking TOML where it is no terminal."""
+    """Prints to a console; in ASCII where its encoding asks for it, and 100 columns wide where it is no terminal."""
     unicode = (console.encoding or "ascii").lower().startswith("utf")
     if unicode and console.is_terminal:
         console.print(page, highlight=False)

@@ -140,8 +140,11 @@ def resolve(plan: Plan, context_tokens: int | None) -> Traffic:
             raise UsageError(f"stages[{i}].workload: there is no workload {name!r}; choose from {known}")
         add(name, spec or WorkloadSpec(name), f"workloads.{name}")
     names = [one.name for one in classes]
-    unique = [name if names.index(name) == i else f"{name} {i + 1}" for i, name in enumerate(names)]
-    renamed = tuple(msgspec.structs.replace(one, name=name) for one, name in zip(classes, unique, strict=True))
+    owner = {i: name for name, ids in mixes.items() for i in ids}
+    for i, name in enumerate(names):
+        if name in names[:i]:
+            names[i] = f"{owner[i]}/{name}" if owner[i] and f"{owner[i]}/{name}" not in names[:i] else f"{name} {i + 1}"
+    renamed = tuple(msgspec.structs.replace(one, name=name) for one, name in zip(classes, names, strict=True))
     return Traffic(renamed, mixes)
 
 
