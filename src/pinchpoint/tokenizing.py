@@ -6,6 +6,7 @@ all on a local service; TOKENIZE_BUDGET_S bounds it.
 
 import time
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import msgspec
@@ -14,7 +15,7 @@ from pinchpoint.errors import UsageError
 from pinchpoint.fetch import FetchError, exchange, tls_context
 from pinchpoint.launch import Access
 from pinchpoint.model import TargetFacts
-from pinchpoint.plan import Plan
+from pinchpoint.plan import ContentKind, Plan
 from pinchpoint.workload.classes import Traffic
 from pinchpoint.workload.tokens import Counter, TokenTable, counter_of_file, estimated, measured
 
@@ -34,7 +35,7 @@ def token_table(plan: Plan, facts: TargetFacts, traffic: Traffic, access: Access
     """ask: the service may be asked. Raises UsageError for a tokenizer file that is none, and for a service that was
     named as the one to count and does not."""
     wanted = plan.tokenizer
-    kinds = dict.fromkeys(one.content for one in traffic.classes)
+    kinds: list[ContentKind] = [one.content for one in traffic.classes]
     known = estimated(facts.tokens_per_word, facts.prompt_overhead_tokens)
     if wanted.source == "file" or (wanted.source == "auto" and wanted.file is not None):
         if wanted.file is None:
@@ -48,7 +49,7 @@ def token_table(plan: Plan, facts: TargetFacts, traffic: Traffic, access: Access
     service = _Service(plan, facts, access)
     try:
         count = service.counter()
-        found = measured(count, kinds, source="service", told_by="the service's /tokenize")
+        found = measured(count, kinds, source="service", told_by="the service's /tokenize", split=service.split)
         return service.with_template(found, count, known)
     except _NotCountedError as error:
         if wanted.source == "service":
@@ -66,6 +67,7 @@ class _Service:
         self._tls = tls_context(plan.ca_file) if access.endpoints[0].tls else None
         self._deadline_s = time.monotonic() + TOKENIZE_BUDGET_S
         self._form: dict[str, Any] = {}
+        self._shows_tokens = True
 
     def counter(self) -> Counter:
         """Raises _NotCountedError when no form is understood."""
@@ -86,12 +88,29 @@ class _Service:
                 return self._count
         raise _NotCountedError(why)
 
-    def _count(self, text: str) -> int:
-        return _tokens_in(self._post("/tokenize", {k: text if v is None else v for k, v in self._form.items()}))
+    def _count(self, text: str, *, special: bool = False) -> int:
+        """special: with what a model gets before and behind every text."""
+        asked = {key: text if value is None else value or special for key, value in self._form.items()}
+        return _tokens_in(self._post("/tokenize", asked))
+
+    def split(self, text: str) -> list[int] | None:
+        """Where each token of an ASCII text ends, for services that show their tokens."""
+        if self._shows_tokens:
+            asked = {key: text if value is None else value for key, value in self._form.items()}
+            shown = next((flag for key, flag in SHOW_TOKENS.items() if key in self._form), {})
+            try:
+                ends = _ends_in(self._post("/tokenize", asked | shown), text)
+            except _NotCountedError:
+                ends = None
+            self._shows_tokens = ends is not None
+            return ends
+        return None
 
     def with_template(self, table: TokenTable, count: Counter, known: TokenTable) -> TokenTable:
         """What the chat template adds, where the service shows it; else what the probe found."""
         word = count(_SAID[0])
+        plain = self._count(_SAID[0], special=True) - word
+        table = msgspec.structs.replace(table, plain_overhead_tokens=float(max(0, plain)))
         try:
             one = self._chat([("user", _SAID[0])]) - word
             three = self._chat([("user", _SAID[0]), ("assistant", _SAID[1]), ("user", _SAID[0])]) - 3 * word
@@ -134,6 +153,30 @@ class _Service:
             raise _NotCountedError(f"{path} got no answer: {error.reason}") from None
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             raise _NotCountedError(f"{path} answered something that is no JSON") from None
+
+
+def _ends_in(answer: Any, text: str) -> list[int] | None:
+    """Where the tokens of an ASCII text end, told by their texts or by their places; None where they are not the text
+    again."""
+    tokens = answer.get("token_strs") or answer.get("tokens") if isinstance(answer, dict) else answer
+    if not isinstance(tokens, list) or not tokens:
+        return None
+    shown: list[Any] = [token.get("piece", token.get("text")) if isinstance(token, dict) else token for token in tokens]
+    if all(isinstance(token, str) for token in shown):
+        for mark, meaning in TOKEN_MARKS.items():
+            shown = [token.replace(mark, meaning) for token in shown]
+        if "".join(shown) == text:
+            return list(accumulate(map(len, shown)))
+    stops = [stop for token in tokens if isinstance(token, dict) and isinstance(stop := token.get("stop"), int)]
+    if len(stops) == len(tokens) and stops == sorted(stops) and stops[-1] == len(text):
+        return stops
+    return None
+
+
+SHOW_TOKENS: dict[str, dict[str, Any]] = {"prompt": {"return_token_strs": True}, "content": {"with_pieces": True}}
+"""What makes a service show its tokens, by the key of the text in its form: vLLM's and llama.cpp's. TGI always does."""
+TOKEN_MARKS = {"\u0120": " ", "\u010a": "\n", "\u2581": " ", "<0x0A>": "\n"}
+"""Spaces and line ends as byte-level BPE and SentencePiece write them."""
 
 
 def _tokens_in(answer: Any) -> int:
