@@ -28,6 +28,8 @@ from pinchpoint.slo import parse_slo, scoped, with_errors
 from pinchpoint.workload.durations import parse_counts, parse_durations
 from pinchpoint.workload.library import preset_named, presets
 
+UNNAMED = "own"
+"""Name of a class that has none and begins with no preset."""
 CONTEXT_MARGIN_TOKENS = 64
 """Left free for the chat template and for the error of a prompt whose tokens are estimated."""
 
@@ -165,7 +167,7 @@ def workload_title(plan: Plan) -> str:
     given = plan.workload.classes
     if not given:
         return plan.workload.preset
-    return " + ".join(one.name or one.preset or plan.workload.preset for one in given)
+    return " + ".join(one.name or one.preset or UNNAMED for one in given)
 
 
 def resolve_workload(spec: WorkloadSpec, context_tokens: int | None) -> list[TrafficClass]:
@@ -197,7 +199,7 @@ def _class(given: ClassSpec, workload: WorkloadSpec, context_tokens: int | None)
         if merged.get("joint") is None:
             raise UsageError("input_tokens is missing; give it, a joint law, or a preset to begin with")
         merged["input_tokens"] = LengthSpec(1, 0.0, 1, 1)
-    merged["name"] = given.name or given.preset or workload.preset
+    merged["name"] = given.name or given.preset or (UNNAMED if workload.classes else workload.preset)
     merged["turns"] = str(merged.get("turns", 1))
     found = msgspec.convert(msgspec.to_builtins(merged), TrafficClass)
     _check(found)

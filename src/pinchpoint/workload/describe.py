@@ -35,7 +35,7 @@ def describe(name: str) -> dict[str, Any]:
         "source": preset.source,
         "classes": [_class(one, share) for one, share in zip(traffic.classes, shares, strict=True)],
         "commands": _commands(name, preset),
-        "toml": _toml(preset),
+        "toml": _toml(name, preset),
     }
 
 
@@ -87,7 +87,7 @@ def _commands(name: str, preset: Preset) -> list[str]:
     return [f"pinchpoint run URL --workload {name}", f"pinchpoint load URL --workload {name} --rate 5"]
 
 
-def _toml(preset: Preset) -> str:
+def _toml(name: str, preset: Preset) -> str:
     """The classes with all their keys, to be copied into a plan and changed."""
     tables = []
     for given in preset.classes:
@@ -96,5 +96,6 @@ def _toml(preset: Preset) -> str:
         shown = {key: value for key, value in told.items() if value not in (None, "", [], ()) and key != "weight"}
         if given.weight != defaults["weight"]:
             shown["weight"] = given.weight
-        tables.append("[[workload.classes]]\n" + toml_lines(shown))
+        named = {} if given.preset else {"name": given.name or name}
+        tables.append("[[workload.classes]]\n" + toml_lines({**named, **shown}))
     return "\n\n".join(tables) + "\n"
