@@ -5,6 +5,7 @@ at the instant at which the one before stops sending, while its last answers may
 run directory exists, every way out (done, Ctrl-C, a guard, dead load processes) closes the writers and seals.
 """
 
+import ssl
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -39,6 +40,7 @@ from pinchpoint.launch import (
 from pinchpoint.load.counters import Totals, quantile_of
 from pinchpoint.load.fleet import Fleet
 from pinchpoint.load.messages import Command
+from pinchpoint.load.rpc_models import described
 from pinchpoint.model import Progress, Stage, TargetFacts
 from pinchpoint.plan import WARM_CONNECTIONS_MAX, Plan, StageSpec
 from pinchpoint.recorder import ProgressSink, Recorder
@@ -105,6 +107,7 @@ def run_load(
     try:
         facts = _facts(plan, access)
         specs = target_specs(plan, facts, traffic, stream=plan.stream, usage=usage)
+        specs = described(specs, access.endpoints, access.headers, _tls(plan, access))
         traffic = fitted(traffic, specs)
         table = token_table(plan, facts, traffic, access, ask=bool(facts.models))
         limits, problems = check_host(plan, traffic, workers, len(access.endpoints), force=force)
@@ -387,11 +390,14 @@ class _Models(msgspec.Struct):
 
 def _facts(plan: Plan, access: Access) -> TargetFacts:
     """What is known without a probe: the model from /v1/models, if there is such a page, and else the plan's."""
-    direct = plan.transport.proxy is None and plan.transport.unix_socket is None
+    grpc = kind_of(plan.api or DEFAULT_API).transport == "grpc"
+    if not grpc and plan.url.startswith(("grpc://", "grpcs://")):
+        raise UsageError(f"{plan.url} is a gRPC service; say which API it has with --api kserve-grpc or tfserving-grpc")
+    direct = not grpc and plan.transport.proxy is None and plan.transport.unix_socket is None
     models = _listed_models(plan, access) if direct else None
     listed = tuple(model.id for model in models.data) if models is not None else ()
     engine = next((OWNERS[m.owned_by] for m in models.data if m.owned_by in OWNERS), None) if models else None
-    unknown = () if listed else ("the service lists no models",)
+    unknown = () if listed or grpc else ("the service lists no models",)
     return TargetFacts(
         url=plan.url,
         engine=engine or "unknown",
@@ -405,9 +411,13 @@ def _facts(plan: Plan, access: Access) -> TargetFacts:
     )
 
 
+def _tls(plan: Plan, access: Access) -> ssl.SSLContext | None:
+    return tls_context(plan.ca_file) if access.endpoints[0].tls else None
+
+
 def _listed_models(plan: Plan, access: Access) -> _Models | None:
     """None when there is no such page, or it says nothing that we understand: a load does not need it."""
-    tls = tls_context(plan.ca_file) if access.endpoints[0].tls else None
+    tls = _tls(plan, access)
     base = plan.url.rstrip("/").removesuffix("/v1")
     try:
         answer = exchange(

@@ -44,6 +44,10 @@ STEP_NS = 1_000_000
 PROXY_ANSWER_BYTES_MAX = 16 * 1024
 
 
+TLS_SCHEMES = ("https", "grpcs")
+SCHEMES = ("http", "grpc", *TLS_SCHEMES)
+
+
 @dataclass(frozen=True)
 class Endpoint:
     """Where to connect, resolved once before the load starts, so that DNS is not part of any latency.
@@ -72,7 +76,7 @@ def resolve(url: str, *, proxy: str | None = None, unix_socket: str | None = Non
     taken, the first of all when none does. proxy: URL of an HTTP proxy, with user and password if it wants them.
     """
     parts = _split(url)
-    tls = parts.scheme == "https"
+    tls = parts.scheme in TLS_SCHEMES
     host, port = _host(parts), _port(parts)
     prefix = quote(parts.path.rstrip("/").removesuffix("/v1"), safe=URL_CHARACTERS)
     bracketed = f"[{host}]" if ":" in host else host
@@ -107,14 +111,14 @@ def _split(url: str) -> SplitResult:
         parts = urlsplit(url)
     except ValueError as error:
         raise UsageError(f"{url!r} cannot be read ({error}); write for example http://127.0.0.1:8000") from None
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    if parts.scheme not in SCHEMES or not parts.hostname:
         raise UsageError(f"{url!r} is not an http or https URL; write for example http://127.0.0.1:8000")
     return parts
 
 
 def _port(parts: SplitResult) -> int:
     try:
-        return parts.port or (443 if parts.scheme == "https" else 80)
+        return parts.port or (443 if parts.scheme in TLS_SCHEMES else 80)
     except ValueError:
         raise UsageError(f"{parts.geturl()!r} has no usable port; write a number from 1 to 65535") from None
 

@@ -14,8 +14,7 @@ from pinchpoint.prompt import Prompt
 from pinchpoint.targets import protobufs
 from pinchpoint.targets.options import Options
 from pinchpoint.targets.target import EMPTY, Chunk, Target, TargetSpec, Transport, error_text
-from pinchpoint.targets.tensors import OPTIONS as TENSOR_OPTIONS
-from pinchpoint.targets.tensors import TensorOptions, texts_of
+from pinchpoint.targets.tensors import TEXT, TensorOptions, texts_of
 
 SERVICE = "/inference.GRPCInferenceService"
 INFER_PATH = f"{SERVICE}/ModelInfer"
@@ -23,17 +22,43 @@ STREAM_PATH = f"{SERVICE}/ModelStreamInfer"
 FINAL = "triton_final_response"
 ASK_FINAL = "triton_enable_empty_final_response"
 
-OPTIONS = {
-    **TENSOR_OPTIONS,
-    "stream_input": 'name of the BOOL tensor that asks for a stream; "" for none',
-    "sampling_input": "name of the text tensor that takes sampling parameters as JSON, as Triton's vLLM backend has it",
-    "channels": "gRPC channels, and so connections, of each load process",
-}
+METADATA_PATH = f"{SERVICE}/ModelMetadata"
+TEXT_INPUT, TEXT_OUTPUT, LENGTH_INPUT, STREAM_INPUT = "text_input", "text_output", "max_tokens", "stream"
+"""As Triton's backends for language models name their tensors."""
+SAMPLING_INPUT = "sampling_parameters"
+"""Of Triton's vLLM backend, which has no tensor for the length alone."""
 
 
 def make(spec: TargetSpec) -> "KserveGrpcTarget":
     """Raises UsageError for options that cannot be used, and when the extra `grpc` is missing."""
     return KserveGrpcTarget(spec)
+
+
+def metadata_request(model: str) -> bytes:
+    """The body of ModelMetadata."""
+    return protobufs.kserve()["ModelMetadataRequest"](name=model).SerializeToString()
+
+
+def declared(spec: TargetSpec, metadata: bytes) -> TargetSpec:
+    """The spec with options for the tensors that the model has, by its answer to ModelMetadata; options that were given
+    stay. A size that the model leaves open is 1. Raises ValueError for an answer that is none."""
+    told = protobufs.decode(protobufs.kserve()["ModelMetadataResponse"], metadata, "an answer of ModelMetadata")
+    inputs = {one.name: one for one in told.inputs}
+    if not inputs:
+        return spec
+    texts = [one.name for one in told.inputs if one.datatype == TEXT]
+    own = spec.options.get("input", TEXT_INPUT if TEXT_INPUT in inputs else [*texts, *inputs][0])
+    found: dict[str, Any] = {"input": own}
+    if own in inputs:
+        found["datatype"] = inputs[own].datatype
+        found["shape"] = [max(1, size) for size in inputs[own].shape] or [1]
+    found["length_input"] = LENGTH_INPUT if LENGTH_INPUT in inputs else ""
+    found["sampling_input"] = SAMPLING_INPUT if SAMPLING_INPUT in inputs and not found["length_input"] else ""
+    found["stream_input"] = STREAM_INPUT if STREAM_INPUT in inputs else ""
+    outputs = [one.name for one in told.outputs if one.datatype == TEXT]
+    if outputs and TEXT_OUTPUT not in outputs:
+        found["output"] = outputs[0]
+    return msgspec.structs.replace(spec, options={**found, **spec.options})
 
 
 class KserveGrpcTarget(Target):
@@ -49,11 +74,11 @@ class KserveGrpcTarget(Target):
         self.path = STREAM_PATH if spec.stream else INFER_PATH
         self.channels = options.count("channels", 1)
         self._model = spec.model
-        self._tensors = TensorOptions.of(spec, length_input="max_tokens", shape=(1, 1))
+        self._tensors = TensorOptions.of(spec, length_input=LENGTH_INPUT, shape=(1, 1))
         self._sampling_input = options.text("sampling_input", "")
         if self._sampling_input and "length_input" not in spec.options:
             self._tensors = msgspec.structs.replace(self._tensors, length_input="")
-        default = "stream" if self._tensors.is_text else ""
+        default = STREAM_INPUT if self._tensors.is_text else ""
         self._stream_input = options.text("stream_input", default) if spec.stream else ""
         self.generates = self._tensors.generates or self._sampling_input != ""
         messages = protobufs.kserve()

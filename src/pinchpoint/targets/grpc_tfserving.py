@@ -9,7 +9,6 @@ from pinchpoint.prompt import Prompt
 from pinchpoint.targets import protobufs
 from pinchpoint.targets.options import Options
 from pinchpoint.targets.target import Chunk, Target, TargetSpec, Transport
-from pinchpoint.targets.tensors import OPTIONS as TENSOR_OPTIONS
 from pinchpoint.targets.tensors import TensorOptions
 
 PREDICT_PATH = "/tensorflow.serving.PredictionService/Predict"
@@ -31,12 +30,6 @@ DATA_TYPES = {
     "FP64": 2,
 }
 """Of the Open Inference Protocol -> tensorflow.DataType."""
-
-OPTIONS = {
-    **TENSOR_OPTIONS,
-    "signature_name": f"of the model that is asked; default {DEFAULT_SIGNATURE}",
-    "channels": "gRPC channels, and so connections, of each load process",
-}
 
 
 def make(spec: TargetSpec) -> "TfServingGrpcTarget":

@@ -7,6 +7,7 @@ import msgspec
 from pinchpoint.errors import UsageError
 from pinchpoint.targets.openai import CHAT_PATH, COMPLETIONS_PATH, OpenAITarget
 from pinchpoint.targets.target import Target, TargetSpec
+from pinchpoint.targets.tensors import KSERVE_GRPC_OPTIONS, TFSERVING_GRPC_OPTIONS
 
 
 class TargetKind(msgspec.Struct, frozen=True):
@@ -29,9 +30,39 @@ def _openai(default: str) -> Callable[[TargetSpec], Target]:
     )
 
 
+def _kserve_grpc(spec: TargetSpec) -> Target:
+    from pinchpoint.targets import grpc_kserve  # needs an extra
+
+    return grpc_kserve.make(spec)
+
+
+def _tfserving_grpc(spec: TargetSpec) -> Target:
+    from pinchpoint.targets import grpc_tfserving  # needs an extra
+
+    return grpc_tfserving.make(spec)
+
+
 KINDS = (
     TargetKind("chat", "OpenAI chat completions", CHAT_PATH, _openai(CHAT_PATH)),
     TargetKind("completions", "OpenAI text completions", COMPLETIONS_PATH, _openai(COMPLETIONS_PATH)),
+    TargetKind(
+        "kserve-grpc",
+        "KServe v2 (Open Inference Protocol) over gRPC, with Triton's streams",
+        "",
+        _kserve_grpc,
+        transport="grpc",
+        options=KSERVE_GRPC_OPTIONS,
+    ),
+    TargetKind(
+        "tfserving-grpc",
+        "TensorFlow Serving's Predict over gRPC",
+        "",
+        _tfserving_grpc,
+        streams=False,
+        generates=False,
+        transport="grpc",
+        options=TFSERVING_GRPC_OPTIONS,
+    ),
 )
 TARGETS: dict[str, TargetKind] = {kind.name: kind for kind in KINDS}
 

@@ -45,6 +45,21 @@ OPTIONS = {
 }
 
 
+CHANNELS_OPTION = {"channels": "gRPC channels, and so connections, of each load process; default 1"}
+KSERVE_GRPC_OPTIONS = {
+    **OPTIONS,
+    "stream_input": 'name of the BOOL tensor that asks for a stream; "" for none',
+    "sampling_input": "name of the text tensor that takes sampling parameters as JSON, as Triton's vLLM backend has it",
+    **CHANNELS_OPTION,
+}
+"""Those that are not given are taken from the metadata of the model, where the service has them."""
+TFSERVING_GRPC_OPTIONS = {
+    **OPTIONS,
+    "signature_name": "of the model that is asked; default serving_default",
+    **CHANNELS_OPTION,
+}
+
+
 class TensorOptions(msgspec.Struct, frozen=True):
     """shape: of the input, and for text of the other inputs, too. length_input: "" for none."""
 
