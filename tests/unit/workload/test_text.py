@@ -46,7 +46,7 @@ def test_prose_has_sentences_and_paragraphs(seed: int) -> None:
     text = "".join(long_text("prose", seed, 400, everything).pieces)
     for paragraph in text.strip().split("\n\n"):
         sentences = re.findall(r"[^.?]+[.?]", paragraph)
-        assert "".join(sentences) == paragraph and 3 <= len(sentences)
+        assert "".join(sentences) == paragraph and len(sentences) >= 3
         for sentence in sentences:
             assert re.fullmatch(r" ?[A-Z][A-Za-z]*(,? [A-Za-z]+)+[.?]", sentence), sentence
 
