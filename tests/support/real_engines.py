@@ -24,6 +24,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pinchpoint.errors import EXIT_OK
+
 ROOT = Path(__file__).parents[2]
 REAL = Path(os.environ.get("PINCHPOINT_REAL_DIR", ROOT / ".real"))
 SERVERS = Path(__file__).parent / "real"
@@ -65,8 +67,8 @@ def needs(name: str) -> pytest.MarkDecorator:
     return pytest.mark.skipif(not installed(name) and name not in REQUIRED, reason=f"run `{how}` first")
 
 
-def pinchpoint(*words: object) -> dict:
-    """What a command prints with --json. Fails the test with the command's own words when it ends with an error."""
+def pinchpoint(*words: object, code: int = EXIT_OK) -> dict:
+    """What a command prints with --json. Fails the test with the command's own words when it ends with another code."""
     done = subprocess.run(
         [sys.executable, "-m", "pinchpoint", *map(str, words), "--json"],
         capture_output=True,
@@ -74,13 +76,14 @@ def pinchpoint(*words: object) -> dict:
         timeout=LOAD_LIMIT_S,
         check=False,
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == code, done.stderr
     return json.loads(done.stdout)
 
 
-def records_of_load(out: Path, *words: object) -> list[dict]:
-    """Of `pinchpoint load` with these words, in the order in which requests were sent. `out` must not exist yet."""
-    pinchpoint("load", *words, "--out", out)
+def records_of_load(out: Path, *words: object, code: int = EXIT_OK) -> list[dict]:
+    """Of `pinchpoint load` with these words, in the order in which requests were sent. `out` must not exist yet. code:
+    EXIT_UNSUPPORTED where no request is to succeed."""
+    pinchpoint("load", *words, "--out", out, code=code)
     records = pq.read_table(out / "records.parquet").to_pylist()
     return sorted(records, key=lambda record: record["sent_ns"])
 
