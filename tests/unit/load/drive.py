@@ -11,6 +11,7 @@ from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.load.exchange import Exchange
 from pinchpoint.load.issuer import Issuer
 from pinchpoint.load.messages import Content, Habits, Timeouts
+from pinchpoint.load.rpc import Rpc
 from pinchpoint.load.trial import NumberContent
 from pinchpoint.load.wire import Endpoint, resolve
 from pinchpoint.prompt import Prompt
@@ -102,6 +103,7 @@ class Driven:
         tls: ssl.SSLContext | None = None,
         targets: Sequence[Target] = (),
         content: Content | None = None,
+        rpc: Rpc | None = None,
         **habits: Any,
     ) -> None:
         self.done: list[Exchange] = []
@@ -113,6 +115,7 @@ class Driven:
             self.done.append,
             habits=Habits(timeouts=timeouts, **habits),
             tls=tls,
+            rpc=rpc,
         )
         self.t0_ns = 0
         self._stage = 0
