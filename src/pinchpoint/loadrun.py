@@ -41,7 +41,7 @@ from pinchpoint.load.counters import Totals, quantile_of
 from pinchpoint.load.fleet import Fleet
 from pinchpoint.load.messages import Command
 from pinchpoint.load.rpc_models import described
-from pinchpoint.model import Progress, Stage, TargetFacts
+from pinchpoint.model import Limits, Progress, Stage, TargetFacts
 from pinchpoint.plan import WARM_CONNECTIONS_MAX, Plan, StageSpec
 from pinchpoint.recorder import ProgressSink, Recorder
 from pinchpoint.targets.registry import TARGETS, kind_of
@@ -106,6 +106,7 @@ def run_load(
     fleet = Fleet(workers)
     try:
         facts = _facts(plan, access)
+        traffic = resolve(plan, facts.limits.context_tokens)
         specs = target_specs(plan, facts, traffic, stream=plan.stream, usage=usage)
         specs = described(specs, access.endpoints, access.headers, _tls(plan, access))
         traffic = fitted(traffic, specs)
@@ -382,6 +383,8 @@ def _path_of(api: str) -> str:
 class _Model(msgspec.Struct):
     id: str
     owned_by: str = ""
+    max_model_len: int | None = None
+    """Context in tokens, where the service tells it: vLLM and SGLang do."""
 
 
 class _Models(msgspec.Struct):
@@ -398,14 +401,17 @@ def _facts(plan: Plan, access: Access) -> TargetFacts:
     listed = tuple(model.id for model in models.data) if models is not None else ()
     engine = next((OWNERS[m.owned_by] for m in models.data if m.owned_by in OWNERS), None) if models else None
     unknown = () if listed or grpc else ("the service lists no models",)
+    model = plan.model or (listed[0] if listed else DEFAULT_MODEL)
+    contexts = {each.id: each.max_model_len for each in models.data} if models is not None else {}
     return TargetFacts(
         url=plan.url,
         engine=engine or "unknown",
         engine_evidence=("owned_by of /v1/models",) if engine else (),
         api=_path_of(plan.api or DEFAULT_API),
         models=listed,
-        model=plan.model or (listed[0] if listed else DEFAULT_MODEL),
+        model=model,
         streaming=plan.stream,
+        limits=Limits(context_tokens=contexts.get(model)),
         metrics_url=plan.metrics_url,
         unknown=unknown,
     )
