@@ -74,6 +74,5 @@ def test_an_unknown_model_is_told_with_tritons_own_words(server: Triton, tmp_pat
 
 
 def test_the_probe_knows_it(server: Triton) -> None:
-    facts = pinchpoint("probe", server.url, "--model", "text", "--metrics-url", server.metrics_url)
+    facts = pinchpoint("probe", server.url, "--model", "text")
     assert (facts["engine"], facts["engine_version"]) == ("triton", "2.51.0")
-    assert facts["metrics_url"] == server.metrics_url
