@@ -7,15 +7,15 @@ from pinchpoint.prompt import Image, Message, Prompt
 SCHEMA_NAME = "answer"
 """APIs want a name for the schema of an answer, and make nothing of it."""
 
-IGNORE_EOS: dict[str, dict[str, Any]] = {
-    "vllm": {"ignore_eos": True},
-    "sglang": {"ignore_eos": True},
-    "llama.cpp": {"ignore_eos": True},
-    "tensorrt-llm": {"ignore_eos": True},
-}
-"""How engines are told that the output must have the planned length, so that no end of sequence cuts it short. Others
-get nothing: strict servers reject unknown fields. `min_tokens`, which some of them know, too, is not sent: it costs the
-engine a step of its own for each token, and the length is exact without it."""
+IGNORE_EOS_ENGINES = ("vllm", "sglang", "llama.cpp", "tensorrt-llm")
+"""Engines that can be told to go on behind the end of a sequence, so that the output has the planned length. Others are
+told nothing: strict servers refuse unknown fields. `min_tokens`, which some know, too, is not sent: the length is exact
+without it, and it would cost the engine a step of its own for each token."""
+
+
+def ignores_eos(engine: str) -> dict[str, Any]:
+    """Members of a body in OpenAI's style."""
+    return {"ignore_eos": True} if engine in IGNORE_EOS_ENGINES else {}
 
 
 def split_system(prompt: Prompt) -> tuple[str, tuple[Message, ...]]:
@@ -33,11 +33,6 @@ def data_url(image: Image) -> str:
 def function_tools(prompt: Prompt) -> list[dict[str, Any]]:
     """As OpenAI's chat and Ollama take them."""
     return [{"type": "function", "function": tool} for tool in prompt.tools]
-
-
-def last_user_text(prompt: Prompt) -> str:
-    """What is asked, for APIs without a conversation."""
-    return prompt.messages[-1].text
 
 
 def merged(body: dict[str, Any], extra: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 import msgspec
 
 from pinchpoint.prompt import Prompt
-from pinchpoint.targets.forms import IGNORE_EOS, SCHEMA_NAME, data_url, function_tools, merged
+from pinchpoint.targets.forms import SCHEMA_NAME, data_url, function_tools, ignores_eos, merged
 from pinchpoint.targets.reading import as_text, decoded
 from pinchpoint.targets.target import DONE, EMPTY, Chunk, Target, Usage, count, error_text
 from pinchpoint.targets.template import Templates
@@ -44,7 +44,7 @@ class OpenAITarget(Target):
         self._chat = path.endswith("/chat/completions")
         self._templates = Templates(parse_event)
         self._fixed: dict[str, Any] = {"model": model, "stream": stream}
-        self._until_planned = IGNORE_EOS.get(engine, {})
+        self._until_planned = ignores_eos(engine)
         if stream and usage:
             self._fixed["stream_options"] = {"include_usage": True}
         self._extra = extra or {}

@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pinchpoint.targets.sse import SseParser
 from pinchpoint.targets.target import Chunk
 
-TEXT = re.compile(rb'"(?:content|reasoning_content|reasoning|text)":\s?"((?:[^"\\]|\\.)*)"')
+TEXT_MEMBERS = (b"content", b"reasoning_content", b"reasoning", b"text", b"thinking", b"partial_json", b"text_output")
+TEXT = re.compile(rb'"(?:%s)":\s?"((?:[^"\\]|\\.)*)"' % b"|".join(TEXT_MEMBERS))
 """A member that carries generated text. An event in which several of them match has no template."""
 PLAIN = bytes(byte for byte in range(0x20, 0x7F) if byte not in b'"\\')
 """ASCII that stands for itself inside a JSON string (RFC 8259, section 7)."""
