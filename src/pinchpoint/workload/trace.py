@@ -4,31 +4,17 @@ CSV with a header or JSON lines (an object per line), plain or gzipped. Instants
 decimal text, so that a replay at scale 1 is exact.
 """
 
-import csv
-import gzip
-import json
-import re
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TextIO, cast
 
 import numpy as np
 
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.errors import UsageError
-from pinchpoint.plan import STAGE_REQUESTS_MAX, TOKENS_MAX, TURNS_MAX, ReplayStage, TimeUnit
+from pinchpoint.plan import STAGE_REQUESTS_MAX, TURNS_MAX, ReplayStage, TimeUnit
+from pinchpoint.workload.traces.files import decimal, instant_ns, opened, rows, tokens, value
 
-_NS = {"s": NS_PER_S, "ms": 1_000_000, "us": 1_000, "ns": 1}
-_DATE = re.compile(r"(\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d)(?:[.,](\d+))?\s*(Z|[+-]\d\d:?\d\d)?")
-_NS_DIGITS = 9
-NUMBER_MAX = 10**20
-"""Ten times the nanoseconds that an int64 holds."""
 SPAN_MAX_NS = 10**18
 """Thirty years."""
 
@@ -69,15 +55,15 @@ def read_trace(
     lengths: dict[str, list[int]] = {name: [] for name in (input_name, output_name) if name is not None}
     sessions: list[int] = []
     known: dict[str, int] = {}
-    for line, row in _rows(path):
-        t_ns = _instant_ns(_value(row, time, path, line), unit, path, line)
+    for line, row in rows(path):
+        t_ns = instant_ns(value(row, time, path, line), unit, path, line)
         if instants and t_ns < instants[-1]:
             raise UsageError(f"{path}, line {line}: {time} is before that of the line above; sort the file by {time}")
         instants.append(t_ns)
         for name, values in lengths.items():
-            values.append(_tokens(_value(row, name, path, line), name, path, line))
+            values.append(tokens(value(row, name, path, line), name, path, line))
         if session_name is not None:
-            sessions.append(known.setdefault(str(_value(row, session_name, path, line)), len(known)))
+            sessions.append(known.setdefault(str(value(row, session_name, path, line)), len(known)))
     if not instants:
         raise UsageError(f"{path} holds no requests")
     if instants[-1] - instants[0] > SPAN_MAX_NS:
@@ -158,104 +144,11 @@ def read_numbers(path: Path, column: str | None) -> np.ndarray:
     """One column of a file as float64; without a column, a file of one number per line. Raises UsageError."""
     numbers: list[float] = []
     if column is None:
-        with _opened(path) as file:
-            numbers += [float(_decimal(text, path, line)) for line, text in enumerate(file, 1) if text.strip()]
+        with opened(path) as file:
+            numbers += [float(decimal(text, path, line)) for line, text in enumerate(file, 1) if text.strip()]
     else:
-        for line, row in _rows(path):
-            numbers.append(float(_decimal(_value(row, column, path, line), path, line)))
+        for line, row in rows(path):
+            numbers.append(float(decimal(value(row, column, path, line), path, line)))
     if not numbers:
         raise UsageError(f"{path} holds no numbers")
     return np.array(numbers)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[TextIO]:
-    """The text of a file, with what goes wrong while it is read told as UsageError."""
-    try:
-        with (
-            gzip.open(path, "rt", encoding="utf-8-sig", newline="")
-            if path.suffix == ".gz"
-            else path.open(encoding="utf-8-sig", newline="")
-        ) as file:
-            yield cast(TextIO, file)
-    except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
-        cause = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"cannot read the trace {path}: {cause}") from None
-
-
-def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    kind = Path(path.stem if path.suffix == ".gz" else path.name).suffix
-    if kind == ".csv":
-        return _csv_rows(path)
-    if kind in (".jsonl", ".json", ".ndjson"):
-        return _json_rows(path)
-    raise UsageError(f"{path} has an unknown ending; a trace is .csv or .jsonl, or one of the two with .gz after it")
-
-
-def _csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with _opened(path) as file:
-        reader = csv.reader(file, skipinitialspace=True)
-        header = [name.strip() for name in next(reader, [])]
-        for fields in reader:
-            if fields and len(fields) != len(header):
-                where = f"{path}, line {reader.line_num}"
-                raise UsageError(f"{where}: {len(fields)} fields where the header names {len(header)}")
-            if fields:
-                yield reader.line_num, dict(zip(header, fields, strict=True))
-
-
-def _json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    with _opened(path) as file:
-        for line, text in enumerate(file, 1):
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text, parse_float=Decimal)
-            except (ValueError, RecursionError):
-                row = None
-            if not isinstance(row, dict):
-                raise UsageError(f"{path}, line {line}: not a JSON object; a trace has one object per line")
-            yield line, row
-
-
-def _value(row: dict[str, Any], name: str, path: Path, line: int) -> Any:
-    if name not in row:
-        raise UsageError(f"{path}, line {line}: there is no {name!r}; choose from {', '.join(row)}")
-    return row[name]
-
-
-def _decimal(value: Any, path: Path, line: int) -> Decimal:
-    try:
-        number = Decimal(value if isinstance(value, int | Decimal) else str(value).strip())
-    except InvalidOperation:
-        number = Decimal("nan")
-    if not number.is_finite() or not -NUMBER_MAX <= number <= NUMBER_MAX or isinstance(value, bool):
-        raise UsageError(f"{path}, line {line}: {str(value)[:40]!r} is not a number")
-    return number
-
-
-def _instant_ns(value: Any, unit: TimeUnit, path: Path, line: int) -> int:
-    if unit != "iso":
-        try:
-            return int((_decimal(value, path, line) * _NS[unit]).to_integral_value())
-        except UsageError as error:
-            hint = ' of a time; if times are dates, say unit = "iso"' if _DATE.fullmatch(str(value).strip()) else ""
-            raise UsageError(f"{error}{hint}") from None
-    match = _DATE.fullmatch(str(value).strip())
-    try:
-        when = datetime.fromisoformat(match[1] + (match[3] or "").replace("Z", "+00:00")) if match else None
-    except ValueError:
-        when = None
-    if match is None or when is None:
-        raise UsageError(
-            f"{path}, line {line}: {str(value)[:40]!r} is not a date with a time, as 2026-01-31T08:00:00.5Z"
-        )
-    whole_s = int((when if when.tzinfo else when.replace(tzinfo=UTC)).timestamp())
-    return whole_s * NS_PER_S + int((match[2] or "0")[:_NS_DIGITS].ljust(_NS_DIGITS, "0"))
-
-
-def _tokens(value: Any, name: str, path: Path, line: int) -> int:
-    number = _decimal(value, path, line)
-    if number != int(number) or not 1 <= number <= TOKENS_MAX:
-        raise UsageError(f"{path}, line {line}: {name} is {value}; it must be a whole number from 1 to {TOKENS_MAX}")
-    return int(number)

@@ -1,0 +1,1 @@
+"""Recorded requests of any known format, read into one table, `table.RequestLog`."""
