@@ -1,20 +1,17 @@
-"""The OpenAI-compatible API, sans IO: request bodies to a Completion, tokens to response bytes.
+"""The simulated service's APIs, sans IO: request bodies to what the engine has to do.
 
-Not HTTP framing (http.py) and not when anything happens. Prompt tokens are whitespace-separated words, plus a fixed
-template for chat; /tokenize counts the same way. Output is words, one per token. Bytes that repeat for every token
-are built once per request, because the server writes thousands of chunks per second.
+OpenAI's chat, completions, responses and embeddings, Anthropic's messages, rerank, score, /tokenize. Not HTTP framing
+(http.py), not the bytes of answers (answers.py), and not when anything happens. How tokens are counted: tokens.py.
 """
 
 import math
 import random
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from pinchpoint.lab.params import LabParams
-
-CHAT_TEMPLATE_TOKENS = 12
-"""What the chat template adds to every conversation."""
+from pinchpoint.lab.tokens import Talk, strings, strings_of_talk, tokens_of_talk, words
 
 NATURAL_OUTPUT_TOKENS = 200
 NATURAL_OUTPUT_SIGMA = 0.6
@@ -22,44 +19,76 @@ NATURAL_OUTPUT_SIGMA = 0.6
 
 BAD_REQUEST = 400
 NOT_FOUND = 404
+DIMENSIONS_MAX = 1024
+"""Of an embedding; the lab's vectors are that long."""
+INPUTS_MAX = 2048
+"""Texts in one request, as OpenAI's embeddings API allows."""
 
-# fmt: off
-_VOCABULARY = (
-    "the", "river", "bends", "past", "old", "mills", "and", "slow", "boats", "carry", "grain", "down", "to", "sea",
-    "where", "gulls", "turn", "above", "grey", "stone", "quays", "each", "morning", "someone", "opens", "a", "small",
-    "blue", "door", "counts", "crates", "writes", "numbers", "in", "book", "that", "nobody", "reads", "until", "winter",
-    "comes", "with", "ice", "lamps", "quiet", "rooms", "warm", "bread", "long", "letters", "from", "far", "cities",
-    "full", "of", "noise", "trains", "glass", "towers", "bright", "signs", "rain", "again", "home",
-)
-# fmt: on
+T = TypeVar("T")
+Dialect = Literal["chat", "completions", "responses", "messages"]
+RankingKind = Literal["embeddings", "rerank", "score"]
+
+ANTHROPIC_KINDS = {"NotFoundError": "not_found_error", "RateLimitError": "rate_limit_error"}
+"""Types of errors in Anthropic's words; the rest are invalid requests, or an overload."""
 
 
 class ApiError(Exception):
-    """An answer in OpenAI's error format."""
+    """A refusal, with its body in OpenAI's form or, for `messages`, in Anthropic's."""
 
     def __init__(self, status: int, message: str, kind: str = "BadRequestError", retry_after_s: float | None = None):
         super().__init__(message)
         self.status = status
         self.retry_after_s = retry_after_s
-        error = {"message": message, "type": kind, "param": None, "code": status}
-        self.body = msgspec.json.encode({"error": error})
+        self._kind = kind
+
+    def body(self, dialect: Dialect | RankingKind | None = None) -> bytes:
+        if dialect == "messages":
+            kind = ANTHROPIC_KINDS.get(
+                self._kind, "invalid_request_error" if self.status == BAD_REQUEST else "overloaded_error"
+            )
+            return msgspec.json.encode({"type": "error", "error": {"type": kind, "message": str(self)}})
+        error = {"message": str(self), "type": self._kind, "param": None, "code": self.status}
+        return msgspec.json.encode({"error": error})
 
 
-class Completion(msgspec.Struct, frozen=True):
-    """A request that the engine can take."""
+class Generation(msgspec.Struct, frozen=True):
+    """A text to generate. finish_reason: length when the client's limit ends it, stop when it ends by itself.
+    include_usage: counts at the end of a stream of chat or completions; the other APIs always tell them."""
 
-    chat: bool
+    dialect: Dialect
     prompt_tokens: int
     max_output_tokens: int
     finish_reason: str
-    """length when the client's limit ends it, stop when the answer ends by itself."""
     stream: bool
     include_usage: bool
 
 
+class Ranking(msgspec.Struct, frozen=True):
+    """Texts of which only the prompts are computed, to embed or to rank them. prompt_tokens, scores: one for each.
+
+    documents: of rerank, which sends them back. base64: vectors are packed floats. dimensions: None for all.
+    """
+
+    kind: RankingKind
+    prompt_tokens: tuple[int, ...]
+    documents: tuple[str, ...] = ()
+    scores: tuple[float, ...] = ()
+    top: int | None = None
+    base64: bool = False
+    dimensions: int | None = None
+
+    def ranked(self) -> list[tuple[int, float]]:
+        """(index, score) of the best documents, best first."""
+        order = sorted(enumerate(self.scores), key=lambda pair: -pair[1])
+        return order[: self.top] if self.top else order
+
+
 class _Message(msgspec.Struct):
-    role: str
+    role: str = "user"
     content: str | list[dict[str, Any]] | None = None
+    type: str = "message"
+    output: Any = None
+    """Of a function's result, among the items of the responses API."""
 
 
 class _StreamOptions(msgspec.Struct):
@@ -67,31 +96,153 @@ class _StreamOptions(msgspec.Struct):
 
 
 class _Body(msgspec.Struct):
+    """Of all generating APIs; each looks at its own members."""
+
     model: str | None = None
     messages: list[_Message] | None = None
     prompt: str | list[str | int] | None = None
+    input: str | list[_Message] | None = None
+    system: str | list[dict[str, Any]] | None = None
+    instructions: str | None = None
+    tools: list[dict[str, Any]] | None = None
     stream: bool | None = False
     stream_options: _StreamOptions | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
+    min_tokens: int | None = None
+    ignore_eos: bool | None = False
     n: int | None = 1
+    return_token_strs: bool | None = False
 
 
-def words(text: str) -> int:
-    return len(text.split())
+class _RankingBody(msgspec.Struct):
+    model: str | None = None
+    input: str | list[str | int | list[int]] | None = None
+    encoding_format: str | None = None
+    dimensions: int | None = None
+    query: str | None = None
+    documents: list[str] | None = None
+    top_n: int | None = None
+    text_1: str | list[str] | None = None
+    text_2: str | list[str] | None = None
 
 
-def _prompt_tokens(body: _Body, chat: bool) -> int:
-    if chat:
-        if not body.messages:
-            raise ApiError(BAD_REQUEST, "field 'messages' is missing or empty; send a list with at least one message")
-        total = CHAT_TEMPLATE_TOKENS
-        for message in body.messages:
-            if isinstance(message.content, str):
-                total += words(message.content)
-            elif message.content:
-                total += sum(words(part["text"]) for part in message.content if isinstance(part.get("text"), str))
-        return total
+class Api:
+    """Parses for one model. `seed` fixes the lengths of answers nobody limits."""
+
+    def __init__(self, params: LabParams, seed: int) -> None:
+        self.model = params.model
+        self.max_model_len_tokens = params.max_model_len_tokens()
+        self._random = random.Random(seed)
+        self._decoder = msgspec.json.Decoder(_Body)
+        self._ranking_decoder = msgspec.json.Decoder(_RankingBody)
+
+    def generation(self, raw: bytes, dialect: Dialect) -> Generation:
+        """Raises ApiError 400 for a body that cannot be served, 404 for an unknown model."""
+        body = _decode(self._decoder, raw)
+        self._check_model(body.model)
+        if body.n not in (None, 1):
+            raise ApiError(BAD_REQUEST, f"n is {body.n}; this server makes one answer per request")
+        if body.stream_options is not None and not body.stream:
+            raise ApiError(BAD_REQUEST, "stream_options is only allowed with stream=true")
+        prompt_tokens = _prompt_tokens(body, dialect)
+        asked = _asked_tokens(body, dialect)
+        self._check_lengths(prompt_tokens, asked, body.min_tokens)
+        output_tokens, reason = self._output(asked, self.max_model_len_tokens - prompt_tokens, body)
+        include_usage = body.stream_options is not None and body.stream_options.include_usage
+        return Generation(dialect, prompt_tokens, output_tokens, reason, bool(body.stream), include_usage)
+
+    def ranking(self, raw: bytes, kind: RankingKind) -> Ranking:
+        """Raises ApiError as above."""
+        body = _decode(self._ranking_decoder, raw)
+        self._check_model(body.model)
+        ranking = _embeddings(body) if kind == "embeddings" else _pairs(body, kind)
+        if len(ranking.prompt_tokens) > INPUTS_MAX:
+            raise ApiError(BAD_REQUEST, f"{len(ranking.prompt_tokens)} texts in one request; {INPUTS_MAX} are allowed")
+        for prompt_tokens in ranking.prompt_tokens:
+            self._check_lengths(prompt_tokens, None, None)
+        return ranking
+
+    def tokenize(self, raw: bytes) -> bytes:
+        """Body of POST /tokenize: the count, and token ids that are positions in the text; their texts, if asked."""
+        body = _decode(self._decoder, raw)
+        self._check_model(body.model or self.model)
+        if body.messages is not None:
+            talk = _talk(body, "chat")
+            count = tokens_of_talk(talk)
+            texts = strings_of_talk(talk) if body.return_token_strs else None
+        else:
+            if not isinstance(body.prompt, str):
+                raise ApiError(BAD_REQUEST, "send the text as field 'prompt', or a conversation as 'messages'")
+            count = words(body.prompt)
+            texts = strings(body.prompt) if body.return_token_strs else None
+        answer = {"count": count, "max_model_len": self.max_model_len_tokens, "tokens": list(range(count))}
+        return msgspec.json.encode({**answer, "token_strs": texts} if body.return_token_strs else answer)
+
+    def models(self, created_s: int) -> bytes:
+        card = {
+            "id": self.model,
+            "object": "model",
+            "created": created_s,
+            "owned_by": "pinchpoint-lab",
+            "root": self.model,
+            "parent": None,
+            "max_model_len": self.max_model_len_tokens,
+        }
+        return msgspec.json.encode({"object": "list", "data": [card]})
+
+    def _check_model(self, model: str | None) -> None:
+        if model is None:
+            raise ApiError(BAD_REQUEST, f"field 'model' is missing; this server has {self.model!r}")
+        if model != self.model:
+            message = f"the model {model!r} does not exist; this server has {self.model!r}"
+            raise ApiError(NOT_FOUND, message, "NotFoundError")
+
+    def _check_lengths(self, prompt_tokens: int, asked: int | None, least: int | None) -> None:
+        if asked is not None and asked < 1:
+            raise ApiError(BAD_REQUEST, f"max_tokens is {asked}; it must be at least 1")
+        if least is not None and (least < 0 or least > (asked or self.max_model_len_tokens)):
+            raise ApiError(BAD_REQUEST, f"min_tokens is {least}; it must lie between 0 and max_tokens ({asked})")
+        if self.max_model_len_tokens - prompt_tokens < (asked or 1):
+            raise ApiError(
+                BAD_REQUEST,
+                f"the maximum context length is {self.max_model_len_tokens} tokens, but the request has "
+                f"{prompt_tokens} prompt tokens and asks for {asked or 1} more; shorten one of them",
+            )
+
+    def _output(self, asked: int | None, room_tokens: int, body: _Body) -> tuple[int, str]:
+        """An answer that is limited has just that length: the model never ends before, whether or not it may.
+
+        Nobody's limit: its own length, at least min_tokens; with ignore_eos all the room there is.
+        """
+        if asked is not None:
+            return asked, "length"
+        natural = int(math.exp(self._random.gauss(math.log(NATURAL_OUTPUT_TOKENS), NATURAL_OUTPUT_SIGMA)))
+        natural = max(1, natural, body.min_tokens or 0)
+        return (natural, "stop") if natural < room_tokens and not body.ignore_eos else (room_tokens, "length")
+
+
+def _decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
+    try:
+        return decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise ApiError(BAD_REQUEST, f"the request body is not valid: {error}") from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise ApiError(BAD_REQUEST, f"the request body is not JSON: {error}") from error
+
+
+def _asked_tokens(body: _Body, dialect: Dialect) -> int | None:
+    if dialect == "responses":
+        return body.max_output_tokens
+    if dialect == "messages" and body.max_tokens is None:
+        raise ApiError(BAD_REQUEST, "field 'max_tokens' is missing; this API wants a limit for every answer")
+    return body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
+
+
+def _prompt_tokens(body: _Body, dialect: Dialect) -> int:
+    if dialect != "completions":
+        return tokens_of_talk(_talk(body, dialect))
     prompt = body.prompt
     if prompt is None:
         raise ApiError(BAD_REQUEST, "field 'prompt' is missing; send a string, or a list of token ids")
@@ -106,143 +257,108 @@ def _prompt_tokens(body: _Body, chat: bool) -> int:
     return len(prompt)
 
 
-class Api:
-    """Parses and answers for one model. `seed` fixes the lengths of answers nobody limits."""
+def _talk(body: _Body, dialect: Dialect) -> Talk:
+    """The conversation, whichever API asks. A system prompt that has a place of its own is a message like any other."""
+    talk = Talk([], tools=[_function(tool) for tool in body.tools or ()])
+    if dialect == "responses":
+        if not body.input:
+            raise ApiError(BAD_REQUEST, "field 'input' is missing or empty; send a string, or a list of items")
+        if body.instructions:
+            talk.texts.append(body.instructions)
+        messages = [_Message(content=body.input)] if isinstance(body.input, str) else body.input
+    else:
+        if not body.messages:
+            raise ApiError(BAD_REQUEST, "field 'messages' is missing or empty; send a list with at least one message")
+        if dialect == "messages" and body.system:
+            _add(talk, body.system)
+        messages = body.messages
+    for message in messages:
+        _add(talk, message.output if message.type == "function_call_output" else message.content)
+    return talk
 
-    def __init__(self, params: LabParams, seed: int) -> None:
-        self.model = params.model
-        self.max_model_len_tokens = params.max_model_len_tokens()
-        self._random = random.Random(seed)
-        self._decoder = msgspec.json.Decoder(_Body)
-        self.words = tuple(f" {word}".encode() for word in _VOCABULARY)
 
-    def parse(self, raw: bytes, chat: bool) -> Completion:
-        """Raises ApiError 400 for a body that cannot be served, 404 for an unknown model."""
-        body = self._decode(raw)
-        self._check_model(body.model)
-        if body.n not in (None, 1):
-            raise ApiError(BAD_REQUEST, f"n is {body.n}; this server makes one answer per request")
-        if body.stream_options is not None and not body.stream:
-            raise ApiError(BAD_REQUEST, "stream_options is only allowed with stream=true")
-        prompt_tokens = _prompt_tokens(body, chat)
-        room_tokens = self.max_model_len_tokens - prompt_tokens
-        asked = body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
-        if asked is not None and asked < 1:
-            raise ApiError(BAD_REQUEST, f"max_tokens is {asked}; it must be at least 1")
-        if room_tokens < (asked or 1):
+def _function(tool: dict[str, Any]) -> dict[str, Any]:
+    """A function in one form, whichever API offers it, so that it costs the same."""
+    inner = tool.get("function")
+    inner = inner if isinstance(inner, dict) else tool
+    parameters = inner.get("parameters") or inner.get("input_schema")
+    return {"name": inner.get("name"), "description": inner.get("description"), "parameters": parameters}
+
+
+def _add(talk: Talk, content: Any) -> None:
+    """One message: its texts as one, and its images."""
+    if isinstance(content, str) or not content:
+        talk.texts.append(content or "")
+        return
+    texts: list[str] = []
+    images: list[str] = []
+    for part in content if isinstance(content, list) else [content]:
+        if not isinstance(part, dict):
+            raise ApiError(BAD_REQUEST, "the request body is not valid: a part of a message is no object")
+        if isinstance(text := part.get("text"), str):
+            texts.append(text)
+        elif part.get("type") in ("image_url", "input_image", "image"):
+            images.append(_image_data(part))
+    talk.texts.append(" ".join(texts))
+    talk.images = [*talk.images, *images]
+
+
+def _image_data(part: dict[str, Any]) -> str:
+    """base64 of an image in the form of chat (image_url.url), responses (image_url) or messages (source.data)."""
+    place = part.get("image_url") or part.get("source") or ""
+    found = place.get("url") or place.get("data") if isinstance(place, dict) else place
+    return found.partition("base64,")[2] or found if isinstance(found, str) else ""
+
+
+def _embeddings(body: _RankingBody) -> Ranking:
+    texts = body.input
+    if not texts:
+        raise ApiError(BAD_REQUEST, "field 'input' is missing or empty; send a string, or a list of strings")
+    if body.encoding_format not in (None, "float", "base64"):
+        raise ApiError(BAD_REQUEST, f"encoding_format is {body.encoding_format!r}; it must be float or base64")
+    if body.dimensions is not None and not 1 <= body.dimensions <= DIMENSIONS_MAX:
+        raise ApiError(BAD_REQUEST, f"dimensions is {body.dimensions}; it must lie between 1 and {DIMENSIONS_MAX}")
+    if isinstance(texts, str):
+        counts = [words(texts)]
+    elif isinstance(texts[0], int):
+        counts = [len(texts)]
+    else:
+        counts = [words(text) if isinstance(text, str) else len(text) for text in texts if not isinstance(text, int)]
+    return Ranking(
+        "embeddings",
+        tuple(max(1, count) for count in counts),
+        base64=body.encoding_format == "base64",
+        dimensions=body.dimensions,
+    )
+
+
+def _pairs(body: _RankingBody, kind: RankingKind) -> Ranking:
+    """A model that ranks reads the question and a document together."""
+    if kind == "rerank":
+        if body.query is None or not body.documents:
+            raise ApiError(BAD_REQUEST, "fields 'query' and 'documents' are needed, a string and a list of strings")
+        pairs = [(body.query, document) for document in body.documents]
+    else:
+        ones, others = _as_list(body.text_1), _as_list(body.text_2)
+        if not ones or not others or len(ones) not in (1, len(others)):
             raise ApiError(
-                BAD_REQUEST,
-                f"the maximum context length is {self.max_model_len_tokens} tokens, but the request has "
-                f"{prompt_tokens} prompt tokens and asks for {asked or 1} more; shorten one of them",
+                BAD_REQUEST, "fields 'text_1' and 'text_2' are needed: one text and several, or as many as the other"
             )
-        if asked is None:
-            natural = math.exp(self._random.gauss(math.log(NATURAL_OUTPUT_TOKENS), NATURAL_OUTPUT_SIGMA))
-            output_tokens, reason = (int(natural), "stop") if natural < room_tokens else (room_tokens, "length")
-        else:
-            output_tokens, reason = asked, "length"
-        include_usage = body.stream_options is not None and body.stream_options.include_usage
-        return Completion(chat, prompt_tokens, max(1, output_tokens), reason, bool(body.stream), include_usage)
-
-    def tokenize(self, raw: bytes) -> bytes:
-        """Body of POST /tokenize: the count, and token ids that are positions in the text."""
-        body = self._decode(raw)
-        self._check_model(body.model or self.model)
-        count = _prompt_tokens(body, chat=body.messages is not None)
-        answer = {"count": count, "max_model_len": self.max_model_len_tokens, "tokens": list(range(count))}
-        return msgspec.json.encode(answer)
-
-    def models(self, created_s: int) -> bytes:
-        card = {
-            "id": self.model,
-            "object": "model",
-            "created": created_s,
-            "owned_by": "pinchpoint-lab",
-            "root": self.model,
-            "parent": None,
-            "max_model_len": self.max_model_len_tokens,
-        }
-        return msgspec.json.encode({"object": "list", "data": [card]})
-
-    def _decode(self, raw: bytes) -> _Body:
-        try:
-            return self._decoder.decode(raw)
-        except msgspec.ValidationError as error:
-            raise ApiError(BAD_REQUEST, f"the request body is not valid: {error}") from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ApiError(BAD_REQUEST, f"the request body is not JSON: {error}") from error
-
-    def _check_model(self, model: str | None) -> None:
-        if model is None:
-            raise ApiError(BAD_REQUEST, f"field 'model' is missing; this server has {self.model!r}")
-        if model != self.model:
-            message = f"the model {model!r} does not exist; this server has {self.model!r}"
-            raise ApiError(NOT_FOUND, message, "NotFoundError")
+        pairs = list(zip(ones * len(others) if len(ones) == 1 else ones, others, strict=True))
+    return Ranking(
+        kind,
+        tuple(max(1, words(one) + words(other)) for one, other in pairs),
+        documents=tuple(document for _, document in pairs),
+        scores=tuple(_likeness(one, other) for one, other in pairs),
+        top=body.top_n,
+    )
 
 
-class Answer:
-    """Bytes of one answer, event by event. Events come without HTTP framing."""
+def _as_list(texts: str | list[str] | None) -> list[str]:
+    return [texts] if isinstance(texts, str) else texts or []
 
-    def __init__(self, api: Api, completion: Completion, request_id: int, created_s: int) -> None:
-        self._completion = completion
-        self._words = api.words
-        self._first_word = request_id  # so that two answers do not read the same
-        chat = completion.chat
-        kind = "chat.completion" if chat else "text_completion"
-        event_kind = "chat.completion.chunk" if chat else "text_completion"
-        identity = f'"id":"{"chatcmpl" if chat else "cmpl"}-{request_id:016x}"'
-        tail = f'"created":{created_s},"model":"{api.model}"'
-        self._head = f'{{{identity},"object":"{kind}",{tail}'
-        self._event_head = f'data: {{{identity},"object":"{event_kind}",{tail}'
-        field = '"delta":{"content":"' if chat else '"text":"'
-        self._prefix = f'{self._event_head},"choices":[{{"index":0,{field}'.encode()
-        close = '"}' if chat else '"'
-        self._suffix = f'{close},"logprobs":null,"finish_reason":null}}]}}\n\n'.encode()
-        self._last_suffix = (
-            f'{close},"logprobs":null,"finish_reason":"{completion.finish_reason}","stop_reason":null}}]}}\n\n'
-        ).encode()
 
-    def _word(self, index: int) -> bytes:
-        word = self._words[(self._first_word + index) % len(self._words)]
-        return word if index else word[1:]
-
-    def token(self, index: int) -> bytes:
-        """Event for the token with this index, neither the first nor the last."""
-        return self._prefix + self._words[(self._first_word + index) % len(self._words)] + self._suffix
-
-    def first(self, last: bool) -> list[bytes]:
-        """Events that go out with the first token: for chat, one with only the role before it."""
-        events = []
-        if self._completion.chat:
-            delta = '"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
-            events.append(f'{self._event_head},"choices":[{{"index":0,{delta}}}]}}\n\n'.encode())
-        events.append(self._prefix + self._word(0) + (self._last_suffix if last else self._suffix))
-        return events
-
-    def last(self, index: int) -> bytes:
-        return self._prefix + self._word(index) + self._last_suffix
-
-    def trailer(self, output_tokens: int) -> list[bytes]:
-        """Usage, when it was asked for, and the end mark."""
-        events = [b"data: [DONE]\n\n"]
-        if self._completion.include_usage:
-            usage = self._usage(output_tokens)
-            events.insert(0, f'{self._event_head},"choices":[],"usage":{usage}}}\n\n'.encode())
-        return events
-
-    def whole(self, output_tokens: int) -> bytes:
-        """The body of an answer that is not streamed."""
-        text = b"".join(self._word(index) for index in range(output_tokens)).decode()
-        if self._completion.chat:
-            content = f'"message":{{"role":"assistant","content":"{text}"}}'
-        else:
-            content = f'"text":"{text}"'
-        reason = self._completion.finish_reason
-        choice = f'{{"index":0,{content},"logprobs":null,"finish_reason":"{reason}","stop_reason":null}}'
-        return f'{self._head},"choices":[{choice}],"usage":{self._usage(output_tokens)}}}'.encode()
-
-    def _usage(self, output_tokens: int) -> str:
-        prompt_tokens = self._completion.prompt_tokens
-        return (
-            f'{{"prompt_tokens":{prompt_tokens},"total_tokens":{prompt_tokens + output_tokens},'
-            f'"completion_tokens":{output_tokens}}}'
-        )
+def _likeness(question: str, document: str) -> float:
+    """Share of the question's words that the document has: enough to put documents into an order."""
+    asked = set(question.split())
+    return round(len(asked & set(document.split())) / len(asked), 6) if asked else 0.0

@@ -17,7 +17,8 @@ from pathlib import Path
 from pinchpoint import __version__
 from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.errors import UsageError
-from pinchpoint.lab.api import Answer, Api, ApiError, Completion
+from pinchpoint.lab.answers import Answer, answer_to, ranking_body
+from pinchpoint.lab.api import Api, ApiError, Dialect, Generation, Ranking, RankingKind
 from pinchpoint.lab.engine import Engine, Sequence
 from pinchpoint.lab.faults import choose_fault, write_truth
 from pinchpoint.lab.gateway import Gateway
@@ -33,8 +34,22 @@ GC_THRESHOLD_OBJECTS = 50_000
 
 PROMETHEUS_TEXT = "text/plain; version=0.0.4; charset=utf-8"
 
-COMPLETION_ROUTES = {"/v1/chat/completions": True, "/v1/completions": False}
-"""path -> whether it is chat"""
+GENERATION_ROUTES: dict[str, Dialect] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completions",
+    "/v1/responses": "responses",
+    "/v1/messages": "messages",
+}
+RANKING_ROUTES: dict[str, RankingKind] = {
+    "/v1/embeddings": "embeddings",
+    "/v1/rerank": "rerank",
+    "/rerank": "rerank",
+    "/v1/score": "score",
+    "/score": "score",
+}
+
+MODEL_ROUTES: dict[str, Dialect | RankingKind] = {**GENERATION_ROUTES, **RANKING_ROUTES}
+"""Paths whose answers the engine computes."""
 
 UNCOUNTED_ROUTES = frozenset({"/health", "/version", "/metrics"})
 """Left out of http_requests_total, as vLLM does."""
@@ -43,21 +58,29 @@ Ready = Callable[[int], None]
 """Called with the port once connections are accepted."""
 
 
-class _Stream:
-    """One completion under way, and the connection that waits for it."""
+class _Work:
+    """One request under way, and the connection that waits for it.
 
-    __slots__ = ("answer", "completion", "connection", "handler", "held", "request_id")
+    It is one sequence in the engine, or one for each text of a request that has its texts ranked or embedded.
+    """
 
-    def __init__(
-        self, connection: Connection, request_id: int, completion: Completion, answer: Answer, handler: str
-    ) -> None:
+    __slots__ = ("answer", "asked", "connection", "handler", "held", "request_id", "sequences")
+
+    def __init__(self, connection: Connection, request_id: int, asked: Generation | Ranking, handler: str) -> None:
         self.connection = connection
         self.request_id = request_id
-        self.completion = completion
-        self.answer = answer
+        self.asked = asked
         self.handler = handler
+        self.sequences: set[int] = set()
+        """Those that have not finished."""
+        self.answer: Answer | None = None
+        """Of a generation."""
         self.held: list[bytes] | None = None
         """What the buffering proxy holds back; None when nothing buffers."""
+
+    @property
+    def streams(self) -> bool:
+        return isinstance(self.asked, Generation) and self.asked.stream
 
 
 PORT_MAX = 65_535
@@ -76,8 +99,10 @@ class LabServer:
         self._request_ns = round(params.api_request_s * NS_PER_S)
         self._chunk_ns = round(params.api_chunk_s * NS_PER_S)
         self._null_ns = round(params.api_null_s * NS_PER_S)
-        self._streams: dict[int, _Stream] = {}
+        self._works: dict[int, _Work] = {}
+        """By sequence."""
         self._next_id = 0
+        self._next_sequence = 0
         self._started_s = int(time.time())
         self._outbox: list[list[tuple[Sequence, int]]] = []
         """Steps whose tokens the API process has yet to write: (sequence, index of the token)."""
@@ -92,18 +117,18 @@ class LabServer:
 
     def on_closed(self, connection: Connection) -> None:
         self._connections.discard(connection)
-        stream: _Stream | None = connection.state
-        if stream is not None:
+        work: _Work | None = connection.state
+        if work is not None:
             connection.state = None
-            del self._streams[stream.request_id]
             self._gateway.leave()
-            self._timeline.abort(monotonic_ns(), stream.request_id)
+            for sequence in work.sequences:
+                del self._works[sequence]
+                self._timeline.abort(monotonic_ns(), sequence)
 
     def on_request(self, connection: Connection, request: Request) -> None:
         began_ns = monotonic_ns()
-        chat = COMPLETION_ROUTES.get(request.path)
-        if chat is not None and request.method == "POST":
-            self._complete(connection, request, chat, began_ns)
+        if request.method == "POST" and request.path in MODEL_ROUTES:
+            self._compute(connection, request, began_ns)
             return
         status, body, content_type = self._simple(request)
         self._spend(began_ns, self._null_ns)
@@ -119,7 +144,7 @@ class LabServer:
             try:
                 return 200, self._api.tokenize(request.body), json
             except ApiError as error:
-                return error.status, error.body, json
+                return error.status, error.body(), json
         get = {
             "/health": lambda: (200, b"", json),
             "/version": lambda: (200, f'{{"version":"pinchpoint-lab {__version__}"}}'.encode(), json),
@@ -127,7 +152,7 @@ class LabServer:
             "/metrics": lambda: (200, self._metrics_page(), PROMETHEUS_TEXT),
         }
         answer = get.get(request.path)
-        if answer is None and request.path not in COMPLETION_ROUTES and request.path != "/tokenize":
+        if answer is None and request.path not in MODEL_ROUTES and request.path != "/tokenize":
             return 404, b'{"detail":"Not Found"}', json
         if answer is None or request.method not in ("GET", "HEAD"):
             return 405, b'{"detail":"Method Not Allowed"}', json
@@ -137,46 +162,60 @@ class LabServer:
         self._timeline.advance(monotonic_ns())
         return self.engine.metrics.page(self.engine.gauges()).encode()
 
-    def _complete(self, connection: Connection, request: Request, chat: bool, began_ns: int) -> None:
+    def _compute(self, connection: Connection, request: Request, began_ns: int) -> None:
+        kind = MODEL_ROUTES[request.path]
         refusal = self._gateway.admit(began_ns)
         if refusal is not None:
             if not refusal.before_api:
                 self._spend(began_ns, self._null_ns)
                 self.engine.metrics.rejected_requests += 1
                 self.engine.metrics.count_http(request.path, "POST", refusal.status)
-            kind = "RateLimitError" if refusal.before_api else "ServiceUnavailableError"
-            error = ApiError(refusal.status, refusal.message, kind, refusal.retry_after_s)
-            connection.reply(error.status, error.body, retry_after_s=error.retry_after_s)
+            name = "RateLimitError" if refusal.before_api else "ServiceUnavailableError"
+            error = ApiError(refusal.status, refusal.message, name, refusal.retry_after_s)
+            connection.reply(error.status, error.body(kind), retry_after_s=error.retry_after_s)
             return
         try:
-            completion = self._api.parse(request.body, chat)
+            asked = self._asked(request)
         except ApiError as error:
             self._gateway.leave()
             self._spend(began_ns, self._request_ns)
             self.engine.metrics.count_http(request.path, "POST", error.status)
-            connection.reply(error.status, error.body)
+            connection.reply(error.status, error.body(kind))
             return
         self._next_id += 1
-        answer = Answer(self._api, completion, self._next_id, int(time.time()))
-        stream = _Stream(connection, self._next_id, completion, answer, request.path)
-        self._streams[stream.request_id] = stream
-        connection.state = stream
+        work = _Work(connection, self._next_id, asked, request.path)
+        connection.state = work
         self._spend(began_ns, self._request_ns)
-        if completion.stream:
-            head = connection.stream_head()
-            if self.params.proxy_buffering:
-                stream.held = [head]
-            else:
-                connection.send(head)
-        self._timeline.submit(
-            monotonic_ns(),
-            stream.request_id,
-            completion.prompt_tokens,
-            completion.max_output_tokens,
-            began_ns,
-            completion.finish_reason,
-        )
+        if isinstance(asked, Ranking):
+            for prompt_tokens in asked.prompt_tokens:
+                self._submit(work, prompt_tokens, 1, began_ns, "stop")
+        else:
+            work.answer = answer_to(asked, self._api.model, work.request_id, int(time.time()))
+            if asked.stream:
+                self._begin_stream(work)
+            self._submit(work, asked.prompt_tokens, asked.max_output_tokens, began_ns, asked.finish_reason)
         self._arm()
+
+    def _asked(self, request: Request) -> Generation | Ranking:
+        if request.path in RANKING_ROUTES:
+            return self._api.ranking(request.body, RANKING_ROUTES[request.path])
+        return self._api.generation(request.body, GENERATION_ROUTES[request.path])
+
+    def _begin_stream(self, work: _Work) -> None:
+        head = work.connection.stream_head()
+        if self.params.proxy_buffering:
+            work.held = [head]
+        else:
+            work.connection.send(head)
+
+    def _submit(self, work: _Work, prompt_tokens: int, output_tokens: int, began_ns: int, finish_reason: str) -> None:
+        """A sequence for the engine. One whose prompt alone is wanted has one token, which comes with the prompt's end
+        and is never sent."""
+        self._next_sequence += 1
+        sequence = self._next_sequence
+        self._works[sequence] = work
+        work.sequences.add(sequence)
+        self._timeline.submit(monotonic_ns(), sequence, prompt_tokens, output_tokens, began_ns, finish_reason)
 
     # Engine to clients
 
@@ -215,27 +254,31 @@ class LabServer:
 
     def _write_step(self, tokens: list[tuple[Sequence, int]], began_ns: int) -> int:
         """Returns the instant it was done."""
-        streams, chunk_ns = self._streams, self._chunk_ns
+        works, chunk_ns = self._works, self._chunk_ns
         for sequence, index in tokens:
-            stream = streams.get(sequence.request_id)
-            if stream is None:  # the client has gone
+            work = works.get(sequence.request_id)
+            if work is None:  # the client has gone
                 continue
             last = index + 1 == sequence.max_output_tokens
-            if stream.completion.stream:
-                data = self._encode(stream, index, last)
+            if work.streams:
+                data = self._encode(work, index, last)
                 began_ns = self._spend(began_ns, chunk_ns)
-                if stream.held is None:
-                    stream.connection.send(data)
+                if work.held is None:
+                    work.connection.send(data)
                 else:
-                    stream.held.append(data)
-            elif last:
-                began_ns = self._spend(began_ns, chunk_ns)
+                    work.held.append(data)
             if last:
-                self._finish(stream, sequence.output_tokens)
+                del works[sequence.request_id]
+                work.sequences.discard(sequence.request_id)
+                if not work.sequences:
+                    if not work.streams:
+                        began_ns = self._spend(began_ns, chunk_ns)
+                    self._finish(work, sequence.output_tokens)
         return began_ns
 
-    def _encode(self, stream: _Stream, index: int, last: bool) -> bytes:
-        connection, answer = stream.connection, stream.answer
+    def _encode(self, work: _Work, index: int, last: bool) -> bytes:
+        connection, answer = work.connection, work.answer
+        assert answer is not None
         if index and not last:
             return connection.frame(answer.token(index))
         events = answer.first(last) if index == 0 else [answer.last(index)]
@@ -243,18 +286,20 @@ class LabServer:
             return connection.frames(events)
         return connection.frames([*events, *answer.trailer(index + 1)]) + connection.stream_tail()
 
-    def _finish(self, stream: _Stream, output_tokens: int) -> None:
-        del self._streams[stream.request_id]
-        connection = stream.connection
+    def _finish(self, work: _Work, output_tokens: int) -> None:
+        connection = work.connection
         connection.state = None
         self._gateway.leave()
-        self.engine.metrics.count_http(stream.handler, "POST", 200)
-        if not stream.completion.stream:
-            connection.reply(200, stream.answer.whole(output_tokens))
-            return
-        if stream.held is not None:
-            connection.send(b"".join(stream.held))
-        connection.finish()
+        self.engine.metrics.count_http(work.handler, "POST", 200)
+        if isinstance(work.asked, Ranking):
+            connection.reply(200, ranking_body(work.asked, self._api.model, work.request_id, int(time.time())))
+        elif not work.asked.stream:
+            assert work.answer is not None
+            connection.reply(200, work.answer.whole(output_tokens))
+        else:
+            if work.held is not None:
+                connection.send(b"".join(work.held))
+            connection.finish()
 
     def _spend(self, began_ns: int, cost_ns: int) -> int:
         """Computes until a job has taken its cost, and returns the instant, which is where the next job may begin.

@@ -59,7 +59,8 @@ class Lab:
 async def running(params: LabParams) -> AsyncIterator[Lab]:
     ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     task = asyncio.create_task(serve(params, 1, "127.0.0.1", 0, ready.set_result))
-    port = await ready
+    await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
+    port = ready.result() if ready.done() else await task
     async with aiohttp.ClientSession() as session:
         try:
             yield Lab(f"http://127.0.0.1:{port}", port, session)
@@ -124,7 +125,7 @@ def test_whole_answers_and_both_apis_agree_on_tokens_with_tokenize() -> None:
 
 def test_an_answer_without_limit_ends_by_itself_or_at_the_context() -> None:
     body = json.dumps({"model": "llama-3-8b", "prompt": "a"}).encode()
-    roomy, tight = (Api(LabParams(kv_blocks=blocks), 1).parse(body, chat=False) for blocks in (None, 1))
+    roomy, tight = (Api(LabParams(kv_blocks=blocks), 1).generation(body, "completions") for blocks in (None, 1))
     assert (roomy.finish_reason, tight.finish_reason) == ("stop", "length")
     assert tight.max_output_tokens == 15 < roomy.max_output_tokens
 
