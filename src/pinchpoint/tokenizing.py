@@ -16,8 +16,9 @@ from pinchpoint.fetch import FetchError, exchange, tls_context
 from pinchpoint.launch import Access
 from pinchpoint.model import TargetFacts
 from pinchpoint.plan import ContentKind, Plan
-from pinchpoint.workload.classes import Traffic
+from pinchpoint.workload.classes import Traffic, TrafficClass
 from pinchpoint.workload.tokens import Counter, TokenTable, counter_of_file, estimated, measured
+from pinchpoint.workload.tools import functions
 
 TOKENIZE_TIMEOUT_S = 5.0
 TOKENIZE_BUDGET_S = 15.0
@@ -43,14 +44,21 @@ def token_table(plan: Plan, facts: TargetFacts, traffic: Traffic, access: Access
         told_by = f"the tokenizer {wanted.file}"
         found = measured(counter_of_file(wanted.file), kinds, source="file", told_by=told_by, file=wanted.file)
         added = {"overhead_tokens": known.overhead_tokens, "message_tokens": known.message_tokens}
-        return msgspec.structs.replace(found, **added)
+        found = msgspec.structs.replace(found, **added)
+        if not ask or access.endpoints[0].sockaddr is None:
+            return found
+        service = _Service(plan, facts, access)
+        try:
+            return service.with_template(found, service.counter(), known, traffic)
+        except _NotCountedError:
+            return found
     if wanted.source == "estimate" or not ask or access.endpoints[0].sockaddr is None:
         return known
     service = _Service(plan, facts, access)
     try:
         count = service.counter()
         found = measured(count, kinds, source="service", told_by="the service's /tokenize", split=service.split)
-        return service.with_template(found, count, known)
+        return service.with_template(found, count, known, traffic)
     except _NotCountedError as error:
         if wanted.source == "service":
             raise UsageError(f"the service does not count tokens ({error}); give a tokenizer.json instead") from None
@@ -63,6 +71,7 @@ class _Service:
     def __init__(self, plan: Plan, facts: TargetFacts, access: Access) -> None:
         self._base = facts.url.rstrip("/").removesuffix("/v1")
         self._model = facts.model
+        self._seed = plan.seed
         self._headers = {"Content-Type": "application/json", **dict(access.headers)}
         self._tls = tls_context(plan.ca_file) if access.endpoints[0].tls else None
         self._deadline_s = time.monotonic() + TOKENIZE_BUDGET_S
@@ -106,7 +115,7 @@ class _Service:
             return ends
         return None
 
-    def with_template(self, table: TokenTable, count: Counter, known: TokenTable) -> TokenTable:
+    def with_template(self, table: TokenTable, count: Counter, known: TokenTable, traffic: Traffic) -> TokenTable:
         """What the chat template adds, where the service shows it; else what the probe found."""
         word = count(_SAID[0])
         plain = self._count(_SAID[0], special=True) - word
@@ -115,20 +124,35 @@ class _Service:
             one = self._chat([("user", _SAID[0])]) - word
             three = self._chat([("user", _SAID[0]), ("assistant", _SAID[1]), ("user", _SAID[0])]) - 3 * word
             system = self._chat([("system", _SAID[1]), ("user", _SAID[0])]) - 2 * word
+            tools = tuple(self._tools_tokens(i, each) for i, each in enumerate(traffic.classes))
         except _NotCountedError:
             added = {"overhead_tokens": known.overhead_tokens, "message_tokens": known.message_tokens}
             return msgspec.structs.replace(table, **added)
         return msgspec.structs.replace(
-            table, overhead_tokens=one, message_tokens=max(0.0, (three - one) / 2), system_overhead_tokens=system
+            table,
+            overhead_tokens=one,
+            message_tokens=max(0.0, (three - one) / 2),
+            system_overhead_tokens=system,
+            tools_tokens=tools if any(tools) else (),
         )
 
-    def _chat(self, said: Sequence[tuple[str, str]]) -> int:
+    def _tools_tokens(self, class_id: int, one: TrafficClass) -> int:
+        """What the functions of a class add to a request. A model whose template has no place for them adds none."""
+        if not one.tools:
+            return 0
+        said = [("system", _SAID[1])] if one.system_tokens else []
+        said.append(("user", _SAID[0]))
+        offered = functions(self._seed, class_id, one.tools)
+        return max(0, self._chat(said, offered) - self._chat(said))
+
+    def _chat(self, said: Sequence[tuple[str, str]], tools: Sequence[dict[str, Any]] = ()) -> int:
         messages = [{"role": role, "content": text} for role, text in said]
+        offered = {"tools": [{"type": "function", "function": one} for one in tools]} if tools else {}
         if "prompt" in self._form:
-            asked = {"model": self._model, "messages": messages, "add_generation_prompt": True}
+            asked = {"model": self._model, "messages": messages, "add_generation_prompt": True, **offered}
             return _tokens_in(self._post("/tokenize", asked))
         if "content" in self._form:
-            prompt = self._post("/apply-template", {"messages": messages}).get("prompt")
+            prompt = self._post("/apply-template", {"messages": messages, **offered}).get("prompt")
             if isinstance(prompt, str):
                 return _tokens_in(self._post("/tokenize", {"content": prompt, "add_special": True}))
         raise _NotCountedError("no template is shown")

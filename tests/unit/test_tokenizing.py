@@ -35,7 +35,8 @@ def tokens_of_chat(messages: list[dict[str, str]]) -> int:
 
 def vllm(path: str, asked: dict[str, Any]) -> Any:
     if "messages" in asked:
-        return {"count": tokens_of_chat(asked["messages"]), "max_model_len": 4096}
+        offered = sum(tokens_of(json.dumps(tool)) for tool in asked.get("tools", ()))
+        return {"count": tokens_of_chat(asked["messages"]) + offered, "max_model_len": 4096}
     return {"count": tokens_of(asked["prompt"]), "tokens": []} if "prompt" in asked else None
 
 
@@ -100,6 +101,49 @@ def test_a_system_prompt_and_history_are_counted_as_the_template_counts_them(ans
         said = [{"role": message.role, "content": message.text} for message in prompt.messages]
         assert tokens_of_chat(said) == prompt.input_tokens
     assert len(second.messages) == 4
+
+
+def vllm_that_shows(path: str, asked: dict[str, Any]) -> Any:
+    answer = vllm(path, asked)
+    if asked.get("return_token_strs"):
+        shown = re.findall(r" ?\w+|[^\w\s]|\s+", asked["prompt"])
+        shown = [part for piece in shown for part in ((piece[:1], piece[1:]) if "b" in piece else (piece,))]
+        answer["token_strs"] = [part.replace(" ", "\u0120").replace("\n", "\u010a") for part in shown]
+    return answer
+
+
+def llama_cpp_that_shows(path: str, asked: dict[str, Any]) -> Any:
+    answer = llama_cpp(path, asked)
+    if asked.get("with_pieces"):
+        shown = vllm_that_shows("", {"prompt": asked["content"], "return_token_strs": True})["token_strs"]
+        plain = [part.replace("\u0120", " ").replace("\u010a", "\n") for part in shown]
+        answer["tokens"] = [{"id": 1, "piece": part} for part in plain]
+    return answer
+
+
+@pytest.mark.parametrize(("answer", "shows"), [(vllm, vllm_that_shows), (llama_cpp, llama_cpp_that_shows)])
+def test_a_service_that_shows_its_tokens_is_asked_a_few_dozen_times_for_the_same(
+    answer: Answerer, shows: Answerer
+) -> None:
+    with serving(answer) as server:
+        _, table = asked_of(server)
+        long = len(server.requests)
+    with serving(shows) as server:
+        _, same = asked_of(server)
+        short = len(server.requests)
+    assert same == table
+    assert short < 100 < long
+
+
+def test_the_functions_of_a_class_are_counted_where_the_template_shows_them() -> None:
+    workload = {"classes": [{"preset": "chat"}, {"preset": "chat", "name": "agent", "tools": 4}]}
+    with serving(vllm) as server:
+        plan, table = asked_of(server, workload=workload)
+    writer = ContentWriter(1, resolve(plan, None), table)
+    row = ScheduledRequest(1, 0, 7, 0, 0, 0, 40, 8, class_id=1)
+    prompt = writer.write(row)
+    offered = [{"type": "function", "function": tool} for tool in prompt.tools]
+    assert prompt.input_tokens == 40 + sum(tokens_of(json.dumps(tool)) for tool in offered)
 
 
 def test_a_service_that_does_not_count_leaves_an_estimate_unless_it_was_named() -> None:
