@@ -68,6 +68,8 @@ class TritonGenerateTarget(Target):
         if told.get("error"):
             return Chunk(error=error_text(told["error"]))
         if self._output not in told:
+            if told.get("detail"):  # of a service that has no such path
+                return Chunk(error=error_text(told["detail"]))
             raise ValueError(f"the answer has no output {self._output}; it has {', '.join(told) or 'none'}")
         text = "".join(_texts(told[self._output]))
         return Chunk(content=bool(text), text=text)
