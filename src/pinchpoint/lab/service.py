@@ -35,7 +35,8 @@ class ClientEvent(msgspec.Struct, gc=False):
     """Something a client sees.
 
     status with kind "headers"; tokens with "chunk"; finish_reason, prompt_tokens and completion_tokens with "end" (None
-    after a refusal); retry_after_s with the headers of a refusal; latency_s with "null".
+    after a refusal); retry_after_s with the headers of a refusal; latency_s with "null". There are no chunks where
+    nothing is generated.
     """
 
     t_ns: int
@@ -95,8 +96,11 @@ class VirtualService:
     def submit(
         self, t_ns: int, request_id: int, prompt_tokens: int, max_output_tokens: int, stream: bool = True
     ) -> None:
-        """A client sends at t_ns. A request that is too long for the model is answered with status 400."""
-        at_once = not stream or self.params.proxy_buffering
+        """A client sends at t_ns. A request that is too long for the model is answered with status 400.
+
+        max_output_tokens 0: only the prompt is computed, as for embeddings, and the answer comes in one piece.
+        """
+        at_once = not stream or self.params.proxy_buffering or max_output_tokens == 0
         self._put(t_ns, "arrive", request_id, _Request(prompt_tokens, max_output_tokens, stream, at_once))
 
     def cancel(self, t_ns: int, request_id: int) -> None:
@@ -207,7 +211,7 @@ class VirtualService:
         end_ns = self._api_job(t_ns, self._request_ns)
         self._requests[request_id] = request
         longest = self.params.max_model_len_tokens()
-        if request.prompt_tokens + request.max_output_tokens > longest or request.max_output_tokens < 1:
+        if request.prompt_tokens + max(1, request.max_output_tokens) > longest or request.max_output_tokens < 0:
             self._api_events.append(ClientEvent(end_ns, request_id, "headers", 400))
             self._api_events.append(ClientEvent(end_ns, request_id, "end"))
             self._engine.metrics.count_http(CHAT_HANDLER, "POST", 400)
@@ -223,7 +227,8 @@ class VirtualService:
             return
         request.in_engine = True
         arrival_ns = t_ns - self._request_ns
-        self._timeline.submit(t_ns, request_id, request.prompt_tokens, request.max_output_tokens, arrival_ns)
+        engine_tokens = request.max_output_tokens or 1  # the end of a prompt is where its first token comes
+        self._timeline.submit(t_ns, request_id, request.prompt_tokens, engine_tokens, arrival_ns)
 
     def _on_tokens(self, t_ns: int, tokens: list[Sequence]) -> None:
         requests, append, chunk_ns = self._requests, self._api_events.append, self._chunk_ns
@@ -232,7 +237,7 @@ class VirtualService:
         for sequence in tokens:
             request_id = sequence.request_id
             request = requests[request_id]
-            if request.stream or sequence.finished:
+            if (request.stream and request.max_output_tokens) or sequence.finished:
                 free_ns += chunk_ns
             if not request.at_once:
                 append(ClientEvent(free_ns, request_id, "chunk", None, 1))
@@ -243,10 +248,12 @@ class VirtualService:
         self._api_busy_ns += free_ns - began_ns
 
     def _end(self, t_ns: int, request_id: int, request: _Request, sequence: Sequence) -> None:
-        events, output_tokens = self._api_events, sequence.output_tokens
+        events, output_tokens = self._api_events, min(sequence.output_tokens, request.max_output_tokens)
         if request.at_once:
             events.append(ClientEvent(t_ns, request_id, "headers", HTTP_OK))
-            if request.stream:
+            if request.max_output_tokens == 0:
+                pass
+            elif request.stream:
                 events.extend(ClientEvent(t_ns, request_id, "chunk", None, 1) for _ in range(output_tokens))
             else:
                 events.append(ClientEvent(t_ns, request_id, "chunk", None, output_tokens))

@@ -38,6 +38,18 @@ def test_an_answer_that_is_not_streamed_comes_at_once() -> None:
     assert len({e.t_ns for e in events}) == 1
 
 
+def test_where_nothing_is_generated_the_prompt_is_computed_and_answered_whole() -> None:
+    service = VirtualService(LabParams(step_noise_ratio=0), seed=1)
+    service.submit(0, 7, 2000, 0)
+    events = service.advance(NS_PER_S)
+    assert kinds(events, 7) == ["headers", "end"]
+    assert (events[-1].prompt_tokens, events[-1].completion_tokens) == (2000, 0)
+    short = VirtualService(LabParams(step_noise_ratio=0), seed=1)
+    short.submit(0, 7, 20, 0)
+    assert short.advance(NS_PER_S)[-1].t_ns < events[-1].t_ns / 4
+    assert service.engine.pool.free == service.engine.pool.total
+
+
 def test_a_buffering_proxy_moves_the_first_token_to_the_end_and_nothing_else() -> None:
     plain, held = (
         chat_run(LabParams(proxy_buffering=buffering, step_noise_ratio=0), 2.0, 10) for buffering in (False, True)
@@ -54,7 +66,7 @@ def test_a_buffering_proxy_moves_the_first_token_to_the_end_and_nothing_else() -
 @settings(max_examples=60, deadline=None)
 @given(
     requests=st.lists(
-        st.tuples(st.integers(0, 400), st.integers(1, 300), st.integers(1, 40), st.booleans(), st.integers(0, 900)),
+        st.tuples(st.integers(0, 400), st.integers(1, 300), st.integers(0, 40), st.booleans(), st.integers(0, 900)),
         min_size=1,
         max_size=25,
     ),

@@ -1,0 +1,314 @@
+"""Every API of the lab: what it takes, what it answers, and that all count tokens by one rule."""
+
+import base64
+import json
+import struct
+import zlib
+from typing import Any
+
+import aiohttp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from test_lab_server import FAST, Lab, against
+
+from pinchpoint.lab.api import Api, ApiError, Ranking
+from pinchpoint.lab.params import LabParams
+from pinchpoint.lab.tokens import CHAT_TEMPLATE_TOKENS, MESSAGE_TOKENS, Talk, strings, tokens_of_image, tokens_of_talk
+
+MODEL = "llama-3-8b"
+API = Api(LabParams(), 1)
+TOOL = {"name": "look_up", "description": "Finds a word.", "parameters": {"type": "object", "properties": {}}}
+TALK = [("system", "be brief"), ("user", "one two three"), ("assistant", "four five"), ("user", "six")]
+WORDS = 8
+COUNT = CHAT_TEMPLATE_TOKENS + 3 * MESSAGE_TOKENS + WORDS
+
+
+def body(**members: Any) -> bytes:
+    return json.dumps({"model": MODEL, **members}).encode()
+
+
+def png(width: int, height: int) -> str:
+    """base64 of a whole picture, written by hand from the specification."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+    rows = chunk(b"IDAT", zlib.compress((b"\0" + bytes(width)) * height))
+    return base64.b64encode(b"\x89PNG\r\n\x1a\n" + head + rows + chunk(b"IEND", b"")).decode()
+
+
+# -- one rule for tokens -------------------------------------------------------------------------------------------
+
+
+def chat(**members: Any) -> bytes:
+    return body(messages=[{"role": role, "content": text} for role, text in TALK], max_tokens=5, **members)
+
+
+def responses(**members: Any) -> bytes:
+    items = [{"role": role, "content": text} for role, text in TALK[1:]]
+    return body(instructions=TALK[0][1], input=items, max_output_tokens=5, **members)
+
+
+def messages(**members: Any) -> bytes:
+    items = [{"role": role, "content": [{"type": "text", "text": text}]} for role, text in TALK[1:]]
+    return body(system=TALK[0][1], messages=items, max_tokens=5, **members)
+
+
+def test_a_conversation_counts_the_same_for_every_api() -> None:
+    asked = [
+        API.generation(chat(), "chat"),
+        API.generation(responses(), "responses"),
+        API.generation(messages(), "messages"),
+    ]
+    assert [one.prompt_tokens for one in asked] == [COUNT] * 3
+    assert [one.max_output_tokens for one in asked] == [5] * 3
+    assert json.loads(API.tokenize(chat()))["count"] == COUNT
+
+
+def test_functions_cost_the_same_in_every_form() -> None:
+    counted = {
+        API.generation(chat(tools=[{"type": "function", "function": TOOL}]), "chat").prompt_tokens,
+        API.generation(responses(tools=[{"type": "function", **TOOL}]), "responses").prompt_tokens,
+        API.generation(
+            messages(
+                tools=[{"name": TOOL["name"], "description": TOOL["description"], "input_schema": TOOL["parameters"]}]
+            ),
+            "messages",
+        ).prompt_tokens,
+    }
+    assert counted == {COUNT + len(json.dumps(TOOL).split())}
+
+
+def test_images_cost_squares_in_every_form() -> None:
+    data = png(57, 28)
+    url = f"data:image/png;base64,{data}"
+    asked = {
+        "chat": [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "what is it"}],
+        "responses": [{"type": "input_image", "image_url": url}, {"type": "input_text", "text": "what is it"}],
+        "messages": [
+            {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}},
+            {"type": "text", "text": "what is it"},
+        ],
+    }
+    for dialect, content in asked.items():
+        name = "input" if dialect == "responses" else "messages"
+        raw = body(**{name: [{"role": "user", "content": content}]}, max_tokens=5)
+        assert API.generation(raw, dialect).prompt_tokens == CHAT_TEMPLATE_TOKENS + 3 + 3, dialect  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("width", "height", "tokens"), [(1, 1, 1), (28, 28, 1), (29, 28, 2), (512, 512, 19 * 19)])
+def test_an_image_has_a_token_for_each_square_that_it_touches(width: int, height: int, tokens: int) -> None:
+    assert tokens_of_image(png(width, height)) == tokens
+
+
+@pytest.mark.parametrize("data", ["", "http://else/where.png", "AAAA", "not base64!", png(4, 4)[:20]])
+def test_an_image_that_cannot_be_read_has_a_usual_number(data: str) -> None:
+    assert tokens_of_image(data) == 256
+
+
+@given(st.text())
+def test_the_strings_of_a_text_are_as_many_as_its_tokens_and_join_to_it(text: str) -> None:
+    assert len(strings(text)) == len(text.split())
+    assert "".join(strings(text)) == text.rstrip()
+
+
+def test_tokenize_tells_the_texts_of_tokens_if_asked() -> None:
+    told = json.loads(API.tokenize(body(prompt="One two,\n three.", return_token_strs=True)))
+    assert told["token_strs"] == ["One", " two,", "\n three."]
+    assert (told["count"], told["tokens"], told["max_model_len"]) == (3, [0, 1, 2], 8192)
+    told = json.loads(API.tokenize(chat(tools=[{"type": "function", "function": TOOL}], return_token_strs=True)))
+    assert len(told["token_strs"]) == told["count"] == len(told["tokens"])
+    assert "token_strs" not in json.loads(API.tokenize(chat()))
+
+
+@given(st.lists(st.text(alphabet="ab \n"), min_size=1, max_size=5))
+def test_a_longer_history_never_costs_less(texts: list[str]) -> None:
+    counts = [tokens_of_talk(Talk(texts[: n + 1])) for n in range(len(texts))]
+    assert counts == sorted(counts)
+    assert counts[-1] == CHAT_TEMPLATE_TOKENS + MESSAGE_TOKENS * (len(texts) - 1) + sum(len(t.split()) for t in texts)
+
+
+# -- limits --------------------------------------------------------------------------------------------------------
+
+
+def test_a_limit_is_the_length_and_without_one_min_tokens_and_ignore_eos_are_kept() -> None:
+    asked = API.generation(body(prompt="a", max_tokens=7, min_tokens=7, ignore_eos=True), "completions")
+    assert (asked.max_output_tokens, asked.finish_reason) == (7, "length")
+    for _ in range(20):
+        assert API.generation(body(prompt="a", min_tokens=3000), "completions").max_output_tokens >= 3000
+    endless = API.generation(body(prompt="a", ignore_eos=True), "completions")
+    assert (endless.max_output_tokens, endless.finish_reason) == (8191, "length")
+
+
+BAD: list[tuple[str, str, dict[str, Any], str]] = [
+    ("least above most", "chat", {"messages": [{"role": "user"}], "max_tokens": 2, "min_tokens": 3}, "min_tokens is 3"),
+    ("no limit", "messages", {"messages": [{"role": "user", "content": "a"}]}, "'max_tokens' is missing"),
+    ("no input", "responses", {}, "'input' is missing"),
+    ("a part that is none", "responses", {"input": [{"type": "function_call_output", "output": [1]}]}, "is no object"),
+    ("no texts", "embeddings", {}, "'input' is missing"),
+    ("an unknown encoding", "embeddings", {"input": "a", "encoding_format": "hex"}, "float or base64"),
+    ("too many numbers", "embeddings", {"input": "a", "dimensions": 5000}, "between 1 and 1024"),
+    ("too long a text", "embeddings", {"input": ["a", "b " * 9000]}, "maximum context length"),
+    ("too many texts", "embeddings", {"input": ["a"] * 3000}, "2048 are allowed"),
+    ("no documents", "rerank", {"query": "a", "documents": []}, "'query' and 'documents'"),
+    ("lists of two lengths", "score", {"text_1": ["a", "b"], "text_2": ["a", "b", "c"]}, "as many as the other"),
+]
+
+
+@pytest.mark.parametrize(("remark", "api", "members", "says"), BAD, ids=[bad[0] for bad in BAD])
+def test_what_an_api_cannot_serve_is_refused_in_words(
+    remark: str, api: Any, members: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ApiError) as caught:
+        if api in ("embeddings", "rerank", "score"):
+            API.ranking(body(**members), api)
+        else:
+            API.generation(body(**members), api)
+    assert says in str(caught.value)
+    assert caught.value.status == 400
+
+
+def test_an_error_has_the_form_of_its_api() -> None:
+    async def scenario(lab: Lab) -> None:
+        status, answer, _ = await lab.post("/v1/messages", {"model": MODEL, "messages": []})
+        assert (status, answer["type"], answer["error"]["type"]) == (400, "error", "invalid_request_error")
+        status, answer, _ = await lab.post("/v1/messages", {"model": "x", "messages": [], "max_tokens": 1})
+        assert (status, answer["error"]["type"]) == (404, "not_found_error")
+        status, answer, _ = await lab.post("/v1/responses", {"model": MODEL})
+        assert (status, answer["error"]["code"]) == (400, 400)
+
+    against(FAST, scenario)
+
+
+# -- answers over HTTP ---------------------------------------------------------------------------------------------
+
+
+async def typed_events(lab: Lab, path: str, members: dict[str, Any]) -> list[tuple[str, Any]]:
+    """(type, data) of a stream, taken apart without the help of any parser of ours."""
+    async with lab.session.post(lab.base + path, json={"model": MODEL, "stream": True, **members}) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        text = await answer.text()
+    found = []
+    for block in text.split("\n\n")[:-1]:
+        kind, data = block.split("\n")
+        found.append((kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))))
+    return found
+
+
+def test_responses_are_streamed_event_by_event() -> None:
+    async def scenario(lab: Lab) -> None:
+        events = await typed_events(lab, "/v1/responses", {"input": "one two", "max_output_tokens": 4})
+        kinds = [kind for kind, _ in events]
+        assert kinds == [
+            "response.created",
+            "response.in_progress",
+            "response.output_item.added",
+            "response.content_part.added",
+            *["response.output_text.delta"] * 4,
+            "response.output_text.done",
+            "response.content_part.done",
+            "response.output_item.done",
+            "response.incomplete",
+        ]
+        assert [data["type"] for _, data in events] == kinds
+        assert [data["sequence_number"] for _, data in events] == list(range(len(events)))
+        text = "".join(data["delta"] for kind, data in events if kind.endswith("delta"))
+        last = events[-1][1]["response"]
+        assert len(text.split()) == 4
+        assert text == events[-4][1]["text"] == last["output"][0]["content"][0]["text"]
+        assert last["usage"]["input_tokens"] == CHAT_TEMPLATE_TOKENS + 2
+        assert (last["usage"]["output_tokens"], last["usage"]["total_tokens"]) == (4, CHAT_TEMPLATE_TOKENS + 6)
+        assert (last["status"], last["incomplete_details"]) == ("incomplete", {"reason": "max_output_tokens"})
+        status, whole, _ = await lab.post("/v1/responses", {"model": MODEL, "input": "one two", "max_output_tokens": 4})
+        assert status == 200 and whole["usage"] == last["usage"] and whole["status"] == "incomplete"
+        status, whole, _ = await lab.post("/v1/responses", {"model": MODEL, "input": "one two"})
+        assert whole["status"] == "completed" and whole["incomplete_details"] is None
+
+    against(FAST, scenario)
+
+
+def test_messages_are_streamed_event_by_event() -> None:
+    async def scenario(lab: Lab) -> None:
+        asked = {"messages": [{"role": "user", "content": "one two"}], "max_tokens": 3}
+        events = await typed_events(lab, "/v1/messages", asked)
+        kinds = [kind for kind, _ in events]
+        assert kinds == [
+            "message_start",
+            "content_block_start",
+            "ping",
+            *["content_block_delta"] * 3,
+            "content_block_stop",
+            "message_delta",
+            "message_stop",
+        ]
+        assert [data["type"] for _, data in events] == kinds
+        assert events[0][1]["message"]["usage"]["input_tokens"] == CHAT_TEMPLATE_TOKENS + 2
+        assert events[-2][1]["usage"] == {"output_tokens": 3}
+        assert events[-2][1]["delta"]["stop_reason"] == "max_tokens"
+        text = "".join(data["delta"]["text"] for kind, data in events if kind == "content_block_delta")
+        assert len(text.split()) == 3
+        status, whole, _ = await lab.post("/v1/messages", {"model": MODEL, **asked})
+        assert (status, whole["stop_reason"]) == (200, "max_tokens")
+        assert len(whole["content"][0]["text"].split()) == 3
+        assert whole["usage"] == {"input_tokens": CHAT_TEMPLATE_TOKENS + 2, "output_tokens": 3}
+
+    against(FAST, scenario)
+
+
+def test_one_token_is_first_and_last_in_every_api() -> None:
+    async def scenario(lab: Lab) -> None:
+        events = await typed_events(lab, "/v1/responses", {"input": "a", "max_output_tokens": 1})
+        assert [kind for kind, _ in events].count("response.output_text.delta") == 1
+        asked = {"messages": [{"role": "user", "content": "a"}], "max_tokens": 1}
+        events = await typed_events(lab, "/v1/messages", asked)
+        assert [kind for kind, _ in events].count("content_block_delta") == 1
+
+    against(FAST, scenario)
+
+
+def test_texts_are_embedded_ranked_and_scored_and_their_tokens_told() -> None:
+    async def scenario(lab: Lab) -> None:
+        status, told, _ = await lab.post("/v1/embeddings", {"model": MODEL, "input": ["one two", "three"]})
+        assert status == 200
+        assert [one["index"] for one in told["data"]] == [0, 1]
+        assert {len(one["embedding"]) for one in told["data"]} == {1024}
+        assert told["usage"] == {"prompt_tokens": 3, "total_tokens": 3, "completion_tokens": 0}
+        packed = {"model": MODEL, "input": [5, 6, 7], "encoding_format": "base64", "dimensions": 8}
+        _, short, _ = await lab.post("/v1/embeddings", packed)
+        floats = struct.unpack("<8f", base64.b64decode(short["data"][0]["embedding"]))
+        assert floats == pytest.approx(told["data"][0]["embedding"][:8])
+        assert short["usage"]["prompt_tokens"] == 3
+        asked = {"model": MODEL, "query": "old river", "documents": ["a door", "the old river", "old"], "top_n": 2}
+        for path in ("/v1/rerank", "/rerank"):
+            _, ranked, _ = await lab.post(path, asked)
+            assert [one["index"] for one in ranked["results"]] == [1, 2]
+            assert [one["relevance_score"] for one in ranked["results"]] == [1.0, 0.5]
+            assert ranked["results"][0]["document"]["text"] == "the old river"
+            assert ranked["usage"] == {"total_tokens": 3 * 2 + 2 + 3 + 1}
+        _, scored, _ = await lab.post("/v1/score", {"model": MODEL, "text_1": "a", "text_2": ["a", "b c"]})
+        assert [one["score"] for one in scored["data"]] == [1.0, 0.0]
+        assert scored["usage"]["prompt_tokens"] == 2 + 3
+        assert await lab.metric("vllm:prompt_tokens_total") == 3 + 3 + 2 * 12 + 5
+
+    against(FAST, scenario)
+
+
+def test_a_client_that_leaves_while_its_texts_are_ranked_frees_all_of_them() -> None:
+    async def scenario(lab: Lab) -> None:
+        asked = {"model": MODEL, "input": ["word " * 2000] * 40}
+        with pytest.raises(TimeoutError):
+            await lab.session.post(lab.base + "/v1/embeddings", json=asked, timeout=aiohttp.ClientTimeout(total=0.3))
+        while await lab.metric("vllm:num_requests_running") + await lab.metric("vllm:num_requests_waiting"):
+            pass
+        assert await lab.metric("vllm:kv_cache_usage_perc") == 0
+        status, _, _ = await lab.post("/v1/embeddings", {"model": MODEL, "input": "one"})
+        assert status == 200
+
+    against(LabParams(gpu="L40S", in_flight_limit=1), scenario)
+
+
+def test_best_documents_come_first_and_equal_ones_keep_their_order() -> None:
+    ranking = Ranking("rerank", (1, 1, 1), ("a", "b", "c"), (0.5, 1.0, 0.5))
+    assert ranking.ranked() == [(1, 1.0), (0, 0.5), (2, 0.5)]
