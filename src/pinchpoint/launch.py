@@ -336,12 +336,16 @@ def peak_rps(spec: StageSpec) -> float:
 
 def _demand(plan: Plan, traffic: Traffic, workers: int, addresses: int) -> Demand:
     """The peak of all stages. What a closed loop sends depends on the service, so there only its users count."""
+
+    def tokens_per_s(spec: StageSpec) -> float:
+        return peak_rps(spec) * traffic.mean_output_tokens(traffic.mix(spec.workload))
+
     rate_rps = max(map(peak_rps, plan.stages))
     ahead = 0 if plan.transport.new_connections else plan.transport.warm_connections or 0
     return Demand(
         rate_rps=rate_rps,
         concurrency=max(ahead, *map(users_of, plan.stages)),
-        tokens_per_s=rate_rps * max(map(traffic.mean_output_tokens, traffic.mixes.values())) if plan.stream else 0.0,
+        tokens_per_s=max(map(tokens_per_s, plan.stages)) if plan.stream else 0.0,
         workers=workers,
         prompt_tokens=max(map(traffic.mean_input_tokens, traffic.mixes.values())),
         new_connections_rps=rate_rps if plan.transport.new_connections else 0.0,

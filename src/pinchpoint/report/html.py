@@ -19,7 +19,7 @@ import msgspec
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from pinchpoint.model import Finding, StageResult, Verdict
+from pinchpoint.model import ClassResult, Finding, StageResult, Verdict
 from pinchpoint.report import words
 from pinchpoint.report.charts import chart_data
 from pinchpoint.report.literal import visible
@@ -158,7 +158,7 @@ def _csp_hash(text: str) -> str:
     return f"'sha256-{digest}'"
 
 
-def _attainment(stage: StageResult, slo_text: str) -> str:
+def _attainment(stage: StageResult | ClassResult, slo_text: str) -> str:
     met, counted = stage.attainment.get(slo_text, (0, 0))
     return f"{format_ratio(met / counted)} of {counted}" if counted else MISSING
 

@@ -359,7 +359,7 @@ def _attainment(found: Attainment) -> Text:
         literal(found.slo),
         "  ",
         (word, style),
-        f" by {format_ratio(found.met / found.counted)} of {counted(found.counted, 'request')}",
+        f": met by {format_ratio(found.met / found.counted)} of {counted(found.counted, 'request')}",
     )
 
 

@@ -18,6 +18,7 @@ from pinchpoint.measure import measure
 from pinchpoint.model import Stage, TargetFacts, ValidityReason
 from pinchpoint.report.load_answer import LoadAnswer, load_json
 from pinchpoint.report.load_text import load_text, print_load
+from pinchpoint.slo import parse_slos
 
 STALL = ValidityReason("loop-stall", "invalid", "the load generator stood still", 2.0, 0.02, "s")
 HOSTILE = "\x1b[31mred\x1b]0;title\x07 [bold]not bold[/bold] \u202ereversed\x00 <script>alert(1)</script>"
@@ -213,3 +214,31 @@ def test_users_who_think_are_not_held_against_all_of_them_being_in_flight(tmp_pa
     stage = load_stage(concurrency=4, think_s=1.0, length_s=10)
     screen = load_text(answer(tmp_path, [served(float(i), closed=True) for i in range(8)], stage), 100)
     assert "of 4 users in flight on average" in screen
+
+
+def test_each_class_has_a_line_and_its_own_slos_are_judged(tmp_path: Path) -> None:
+    answers = [
+        *(served(0.1 * i, ttft_s=0.05, fields={"class_id": 0}) for i in range(100)),
+        *(served(0.1 * i + 0.05, ttft_s=0.3, fields={"class_id": 1}) for i in range(100)),
+    ]
+    slos = parse_slos(["chat: ttft p95 < 100ms", "rag: ttft p95 < 200ms", "tpot p95 < 50ms"])
+    told = answer(tmp_path, answers, classes=("chat", "rag"), workload="chat + rag", slos=slos)
+    text = load_text(told, 120)
+    assert "chat + rag" in text
+    assert re.search(r"^chat +100 +100 +50 ms", text, re.MULTILINE)
+    assert re.search(r"^rag +100 +100 +300 ms", text, re.MULTILINE)
+    assert "chat: ttft p95 < 100ms  kept: met by 100 % of 100 requests" in text
+    assert "rag: ttft p95 < 200ms  missed: met by 0 % of 100 requests" in text
+    assert "tpot p95 < 50ms  kept: met by 100 % of 200 requests" in text
+    fields = json.loads(load_json(told))
+    assert [(each["name"], each["completed"], each["slos"][0]["met"]) for each in fields["classes"]] == [
+        ("chat", 100, 100),
+        ("rag", 100, 0),
+    ]
+    assert [each["name"] for each in fields["delivered"]["class_lengths"]] == ["chat", "rag"]
+    assert fields["run"]["workload"] == "chat + rag"
+
+
+def test_a_hostile_class_name_stays_text(tmp_path: Path) -> None:
+    told = answer(tmp_path, [served(0.1)], classes=(HOSTILE, "b"), workload=HOSTILE)
+    assert "\x1b" not in load_text(told, 120) and "\x07" not in load_text(told, 120)
