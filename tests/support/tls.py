@@ -28,6 +28,14 @@ class Authority:
         _openssl("x509", "-req", "-in", request, "-CA", self.ca_file, "-CAkey", ca_key, "-CAcreateserial",
                  "-out", self._certificate, "-days", DAYS, "-extfile", extensions)  # fmt: skip
 
+    @property
+    def key_file(self) -> Path:
+        return self._key
+
+    @property
+    def certificate_file(self) -> Path:
+        return self._certificate
+
     def server_context(self) -> ssl.SSLContext:
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(self._certificate, self._key)

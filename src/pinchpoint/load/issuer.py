@@ -399,6 +399,7 @@ class Issuer:
         assert self._rpc is not None
         target = self._targets[self._target_of(exchange.row)]
         now_ns = monotonic_ns()
+        exchange.handed_ns = now_ns
         exchange.sent_ns = exchange.sent_ns or now_ns
         if self._habits.new_connections:
             exchange.connect_ns = now_ns

@@ -117,12 +117,14 @@ class RpcExchange(Exchange):
     All stamps are of user space. `connect_ns` and `connected_ns` are known where the call has a channel of its own.
     """
 
-    __slots__ = ("key", "messages")
+    __slots__ = ("handed_ns", "key", "messages")
 
     def __init__(self, row: ScheduledRequest, scheduled_ns: int, reader: Target, *, keep_text: bool = False) -> None:
         super().__init__(row, scheduled_ns, reader, keep_text=keep_text)
         self.key: int | None = None
         """Of the call that carries it at the moment."""
+        self.handed_ns = 0
+        """When it was handed to gRPC; of a further attempt later than `sent_ns`."""
         self.messages = 0
         self.stream = reader.stream
         self._http = self._put_by = None  # no bytes of HTTP are read, and none put by
@@ -134,7 +136,7 @@ class RpcExchange(Exchange):
             case "message":
                 self._message(event.payload, stamp_ns)
             case "sent":
-                self.stamp_error_ns = stamp_ns - (self.sent_ns or stamp_ns)
+                self.stamp_error_ns = max(0, stamp_ns - self.handed_ns)
             case "connected":
                 self.connected_ns = stamp_ns
             case "end":
