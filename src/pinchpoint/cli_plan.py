@@ -47,6 +47,10 @@ def generate(
     /,
     *,
     out: Annotated[Path | None, Parameter(name=("--out", "-o"), help="File to write; default: print it.")] = None,
+    trace: Annotated[
+        Path | None,
+        Parameter(help="Recorded requests whose rates and lengths are the usual load, in any known format."),
+    ] = None,
     workload: Annotated[str, Parameter(help="The usual load, a name of the library.")] = "chat",
     duration: Annotated[str, Parameter(help="Length of each stage; the soak is ten times as long.")] = "60s",
     slo: Annotated[
@@ -63,7 +67,7 @@ def generate(
     from pinchpoint.launch import read_api_key
     from pinchpoint.plan import build_plan
     from pinchpoint.probe import probe
-    from pinchpoint.suite import look, propose
+    from pinchpoint.suite import look, propose, shape_of
     from pinchpoint.units import parse_duration_s
     from pinchpoint.workload.classes import resolve, slos_of
 
@@ -85,8 +89,9 @@ def generate(
     if stage_s <= 0:
         raise UsageError(f"--duration {duration} is no time at all; give one above 0, such as 60s")
     slos_of(asked, resolve(asked, None))
+    shape = None if trace is None else shape_of(trace)
     facts = probe(url, model=model, api_key=read_api_key(asked), ca_file=asked.ca_file)
-    text = propose(asked, facts, look(asked), stage_s=stage_s)
+    text = propose(asked, facts, look(asked), stage_s=stage_s, trace=shape)
     if out is None:
         sys.stdout.write(text)
         return EXIT_OK

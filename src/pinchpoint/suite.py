@@ -13,19 +13,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
+import numpy as np
 
+from pinchpoint.clock import NS_PER_S
 from pinchpoint.conclude import judge_load
-from pinchpoint.errors import TargetError
+from pinchpoint.errors import TargetError, UsageError
 from pinchpoint.loadrun import run_load
 from pinchpoint.measure import Tally
 from pinchpoint.model import Progress, TargetFacts
-from pinchpoint.plan import ClassSpec, ClosedStage, Plan, WorkloadSpec
+from pinchpoint.plan import ClassSpec, ClosedStage, JointSpec, Plan, WorkloadSpec
 from pinchpoint.report.literal import visible
 from pinchpoint.slo import derive_slos
 from pinchpoint.units import format_duration, significant
 from pinchpoint.workload.classes import TrafficClass, mean_input, mean_output, resolve
 from pinchpoint.workload.library import presets
 from pinchpoint.workload.toml_text import toml_lines, toml_value
+from pinchpoint.workload.traces.read import read_log
+from pinchpoint.workload.traces.table import RequestLog
 
 LOOK_REQUESTS = 6
 """Of one user, to see the idle service; the first of them may warm something up and is only one of six."""
@@ -51,6 +55,17 @@ LONG_CONTEXT_MEAN_MAX = 24_000
 """Tokens; where the context is larger still, its longest prompts are several times that."""
 DEFAULT_STAGE_S = 60.0
 DIGITS = 2
+TRACE_REQUESTS_MIN = 100
+"""Fewer say little about a peak or about lengths."""
+PEAK_WINDOW_S, PEAK_WINDOWS_MAX, PEAK_REQUESTS = 10.0, 60, 50
+"""The peak is the busiest of windows of at least ten seconds, of which a trace has at most 60, each with some 50 requests:
+a smaller one is as busy by accident."""
+GRID_RATIO_MAX = 0.1
+"""Of the mean gap: on a coarser grid gaps say nothing about how arrivals scatter."""
+CV_TOLERANCE = 0.1
+"""So close to 1, gaps are called exponential."""
+JOINT_QUANTILES, JOINT_RANGES = 21, 5
+"""Every twentieth of the requests, and fifths of the inputs: more would only repeat the accidents of a trace."""
 COMMENT_WIDTH = 100
 
 
@@ -113,6 +128,55 @@ def look(plan: Plan) -> Look:
         crowd_users=users,
         crowd_rps=crowd_rps,
     )
+
+
+def shape_of(path: Path, trace_format: str = "auto") -> TraceShape:
+    """Mean and highest rate of a trace, how its arrivals scatter within its windows, and its lengths as they occur
+    together. `pinchpoint workload fit` learns more of it: the rate over time, conversations, shared beginnings.
+
+    Raises UsageError for a file that cannot be read, and for one without instants or with too few requests.
+    """
+    log = read_log(path, trace_format)
+    if log.t_ns is None:
+        raise UsageError(f"{path} holds no instants, so it says nothing about rates; give a trace that has them")
+    if len(log) < TRACE_REQUESTS_MIN or log.span_s == 0:
+        raise UsageError(f"{path} holds {len(log)} requests; a suite needs {TRACE_REQUESTS_MIN} of them at least")
+    t_s = log.t_ns / NS_PER_S
+    window_s = max(PEAK_WINDOW_S, log.span_s / PEAK_WINDOWS_MAX, PEAK_REQUESTS * log.span_s / len(log))
+    windows = max(1, int(log.span_s // window_s))
+    counts = np.bincount(np.minimum((t_s / window_s).astype(int), windows), minlength=windows)[:windows]
+    mean_rps = len(log) / log.span_s
+    peak_rps = max(float(counts.max()) / window_s, mean_rps)
+    return TraceShape(str(path), mean_rps, peak_rps, _scatter(log, window_s), _traffic(log, path.stem.split(".")[0]))
+
+
+def _scatter(log: RequestLog, window_s: float) -> str:
+    """poisson, or gamma with the usual coefficient of variation of the gaps within a window, where instants are finer
+    than the gaps."""
+    assert log.t_ns is not None
+    gaps_s = np.diff(log.t_ns) / NS_PER_S
+    if log.resolution_ns / NS_PER_S > GRID_RATIO_MAX * float(gaps_s.mean()):
+        return "poisson"
+    window = ((log.t_ns[:-1] / NS_PER_S) / window_s).astype(int)
+    found = [gaps_s[window == i] for i in np.unique(window)]
+    cvs = [float(each.std() / each.mean()) for each in found if len(each) >= PEAK_REQUESTS and each.mean() > 0]
+    cv = float(np.median(cvs)) if cvs else 1.0
+    return "poisson" if abs(cv - 1) < CV_TOLERANCE else f"gamma:{significant(cv, DIGITS)}"
+
+
+def _traffic(log: RequestLog, name: str) -> ClassSpec:
+    """Lengths by quantiles: of the inputs, and of the outputs in ranges of the input. Those of 0 tokens count as 1."""
+    inputs, outputs = np.maximum(log.input_tokens, 1), np.maximum(log.output_tokens, 1)
+    levels = np.linspace(0, 1, JOINT_QUANTILES)
+    order = np.argsort(inputs, kind="stable")
+
+    def quantiles(values: np.ndarray) -> tuple[int, ...]:
+        return tuple(round(float(value)) for value in np.quantile(values, levels))
+
+    joint = JointSpec(
+        quantiles(inputs), tuple(quantiles(outputs[part]) for part in np.array_split(order, JOINT_RANGES))
+    )
+    return ClassSpec(name=name, joint=joint)
 
 
 def _loaded(plan: Plan, users: int, requests: int) -> Tally:

@@ -4,11 +4,13 @@ import tomllib
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
+from pinchpoint.errors import UsageError
 from pinchpoint.model import Limits, TargetFacts
 from pinchpoint.plan import ClassSpec, JointSpec, Plan, WorkloadSpec, read_plan
-from pinchpoint.suite import Look, TraceShape, propose
+from pinchpoint.suite import Look, TraceShape, propose, shape_of
 from pinchpoint.workload.classes import resolve, slos_of
 from pinchpoint.workload.schedule import Scheduler, check_stages
 
@@ -88,3 +90,33 @@ def test_a_service_that_does_not_stream_gets_a_suite_too(tmp_path: Path) -> None
     plan = proposed(tmp_path, propose(PLAN, facts(), seen))
     assert [stage.name for stage in plan.stages] == STAGES
     assert plan.slos[0] == "e2e p95 < 4.8s"
+
+
+def test_a_trace_gives_its_rates_its_scatter_and_its_lengths(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    calm = np.cumsum(rng.gamma(0.25, 4 / 10, 6000))  # 10 requests/s, CV 2
+    busy = calm[-1] + np.cumsum(rng.gamma(0.25, 4 / 40, 4000))
+    inputs = rng.integers(10, 1000, 10_000)
+    rows = [
+        f"{t_s * 1000:.3f},{n},{n // 2 + 1}"
+        for t_s, n in zip(np.concatenate([calm, busy]), inputs.tolist(), strict=True)
+    ]
+    file = tmp_path / "trace.jsonl"
+    lines = (row.split(",") for row in rows)
+    file.write_text(
+        "\n".join(f'{{"timestamp": {t}, "input_length": {n}, "output_length": {m}}}' for t, n, m in lines) + "\n"
+    )
+    shape = shape_of(file)
+    assert shape.mean_rps == pytest.approx(10_000 / (calm[-1] + 4000 / 40), rel=0.1)
+    assert shape.peak_rps == pytest.approx(40, rel=0.35)
+    assert float(shape.arrivals.removeprefix("gamma:")) == pytest.approx(2, rel=0.15)
+    joint = shape.traffic.joint
+    assert joint is not None and joint.input_tokens[10] == pytest.approx(505, rel=0.1)
+    assert joint.output_tokens[0][-1] < joint.output_tokens[4][0]
+
+
+def test_a_trace_without_instants_says_nothing_about_rates(tmp_path: Path) -> None:
+    file = tmp_path / "lengths.csv"
+    file.write_text("input_length,output_length\n" + "10,20\n" * 200)
+    with pytest.raises(UsageError, match="holds no instants"):
+        shape_of(file)
