@@ -44,7 +44,7 @@ from pinchpoint.load.rpc_models import described
 from pinchpoint.model import Limits, Progress, Stage, TargetFacts
 from pinchpoint.plan import WARM_CONNECTIONS_MAX, Plan, StageSpec
 from pinchpoint.recorder import ProgressSink, Recorder
-from pinchpoint.targets.registry import TARGETS, kind_of
+from pinchpoint.targets.registry import kind_of, split_url
 from pinchpoint.tokenizing import token_table
 from pinchpoint.workload.classes import resolve, slos_of, workload_title
 from pinchpoint.workload.content import ContentWriter
@@ -367,12 +367,8 @@ def _warm_connections(plan: Plan) -> int:
 
 def _split_api(plan: Plan) -> Plan:
     """A URL that names the API itself: its base, and the API."""
-    url = plan.url.rstrip("/")
-    for kind in TARGETS.values():
-        if kind.path and url.endswith(kind.path) and url != kind.path:
-            api = plan.api or kind.path
-            return msgspec.structs.replace(plan, url=url.removesuffix(kind.path), api=api)
-    return plan
+    base, path = split_url(plan.url)
+    return plan if path is None else msgspec.structs.replace(plan, url=base, api=plan.api or path)
 
 
 def _path_of(api: str) -> str:

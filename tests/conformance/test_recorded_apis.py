@@ -1,4 +1,4 @@
-"""What real services sent in other APIs than OpenAI's chat, read by the load client, by a second reading, and by hand."""
+"""What real services sent in other APIs than OpenAI's chat, read by the load client and by a second reading."""
 
 import hashlib
 import json

@@ -277,13 +277,14 @@ def kind_of(api: str) -> TargetKind:
     raise UsageError(f"{api!r} is no target; choose from {', '.join(TARGETS)}, or give the path of one of their APIs")
 
 
-def kind_at(url: str) -> tuple[TargetKind, str] | None:
-    """The target whose API a URL names, and the base URL in front of it; None where it names none, or its path is that
-    of several. A path that names a model is none: the model's name is asked for elsewhere."""
-    found = [(path, kind) for kind in KINDS for path in _paths(kind) if MODEL not in path and url.endswith(path)]
-    longest = max((path for path, _ in found), key=len, default="")
-    kinds = [kind for path, kind in found if path == longest]
-    return (kinds[0], url.removesuffix(longest)) if len(kinds) == 1 else None
+def split_url(url: str) -> tuple[str, str | None]:
+    """A URL that ends with the path of an API: its base, and that path. Other URLs stay as they are, also those with a
+    model in their path: the model's name is asked for elsewhere."""
+    url = url.rstrip("/")
+    found = [path for kind in KINDS for path in _paths(kind) if MODEL not in path and url.endswith(path)]
+    path = max(found, key=len, default="")
+    base = url.removesuffix(path)
+    return (base, path) if path and not base.endswith(":/") else (url, None)
 
 
 def make_target(spec: TargetSpec) -> Target:
