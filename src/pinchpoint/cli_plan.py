@@ -49,7 +49,7 @@ def generate(
     out: Annotated[Path | None, Parameter(name=("--out", "-o"), help="File to write; default: print it.")] = None,
     trace: Annotated[
         Path | None,
-        Parameter(help="Recorded requests whose rates and lengths are the usual load, in any known format."),
+        Parameter(help="Recorded requests, whose rates and lengths are then the usual load."),
     ] = None,
     workload: Annotated[str, Parameter(help="The usual load, a name of the library.")] = "chat",
     duration: Annotated[str, Parameter(help="Length of each stage; the soak is ten times as long.")] = "60s",

@@ -58,10 +58,12 @@ DIGITS = 2
 TRACE_REQUESTS_MIN = 100
 """Fewer say little about a peak or about lengths."""
 PEAK_WINDOW_S, PEAK_WINDOWS_MAX, PEAK_REQUESTS = 10.0, 60, 50
-"""The peak is the busiest of windows of at least ten seconds, of which a trace has at most 60, each with some 50 requests:
-a smaller one is as busy by accident."""
+"""The peak is the busiest of windows of at least ten seconds, of which a trace has at most 60, each with some 50
+requests: a smaller one is as busy by accident."""
 GRID_RATIO_MAX = 0.1
 """Of the mean gap: on a coarser grid gaps say nothing about how arrivals scatter."""
+TIES_RATIO_MAX = 0.1
+"""Of the gaps that are zero: with more, instants were rounded, whatever grid they lie on."""
 CV_TOLERANCE = 0.1
 """So close to 1, gaps are called exponential."""
 JOINT_QUANTILES, JOINT_RANGES = 21, 5
@@ -155,7 +157,8 @@ def _scatter(log: RequestLog, window_s: float) -> str:
     than the gaps."""
     assert log.t_ns is not None
     gaps_s = np.diff(log.t_ns) / NS_PER_S
-    if log.resolution_ns / NS_PER_S > GRID_RATIO_MAX * float(gaps_s.mean()):
+    coarse = log.resolution_ns / NS_PER_S > GRID_RATIO_MAX * float(gaps_s.mean())
+    if coarse or float((gaps_s == 0).mean()) > TIES_RATIO_MAX:
         return "poisson"
     window = ((log.t_ns[:-1] / NS_PER_S) / window_s).astype(int)
     found = [gaps_s[window == i] for i in np.unique(window)]

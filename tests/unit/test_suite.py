@@ -97,10 +97,8 @@ def test_a_trace_gives_its_rates_its_scatter_and_its_lengths(tmp_path: Path) -> 
     calm = np.cumsum(rng.gamma(0.25, 4 / 10, 6000))  # 10 requests/s, CV 2
     busy = calm[-1] + np.cumsum(rng.gamma(0.25, 4 / 40, 4000))
     inputs = rng.integers(10, 1000, 10_000)
-    rows = [
-        f"{t_s * 1000:.3f},{n},{n // 2 + 1}"
-        for t_s, n in zip(np.concatenate([calm, busy]), inputs.tolist(), strict=True)
-    ]
+    instants_s = np.concatenate([calm, busy]).tolist()
+    rows = [f"{t_s * 1000:.3f},{n},{n // 2 + 1}" for t_s, n in zip(instants_s, inputs.tolist(), strict=True)]
     file = tmp_path / "trace.jsonl"
     lines = (row.split(",") for row in rows)
     file.write_text(
