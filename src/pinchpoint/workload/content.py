@@ -52,7 +52,7 @@ DOCUMENTS_STRIDE = 1 << 16
 CLASS_STRIDE = 1 << 24
 SHARED_KEPT = 4096
 """Shared texts that are kept ready."""
-WORDLESS_ENDS: dict[ContentKind, str] = {"prose": ".", "code": ""}
+MESSAGE_END: dict[ContentKind, str] = {"prose": ".", "code": ""}
 """Behind the last word of a whole message."""
 
 
@@ -186,7 +186,7 @@ class ContentWriter:
         room = row.input_tokens - round(self._message_tokens(row.class_id) if has_history else added)
         shared, shared_tokens = ("", 0) if has_history else self._beginning(one, row, room - OWN_TOKENS_MIN)
         own_tokens = max(1, room - shared_tokens)
-        own = self._unique(one.content, row.request_id, own_tokens, FRAMES[one.content], WORDLESS_ENDS[one.content])
+        own = self._unique(one.content, row.request_id, own_tokens, FRAMES[one.content], MESSAGE_END[one.content])
         documents = self._documents(one, row)
         documents_tokens = one.documents.count * one.documents.tokens if one.documents is not None else 0
         inside = documents if row.max_output_tokens > 0 else ()  # what generates reads them as part of the message
@@ -293,7 +293,7 @@ class ContentWriter:
     def _system(self, class_id: int, one: TrafficClass) -> Message:
         found = self._systems.get(class_id)
         if found is None:
-            text = self._unique("prose", class_id, one.system_tokens, SYSTEM_FRAMES, WORDLESS_ENDS["prose"])
+            text = self._unique("prose", class_id, one.system_tokens, SYSTEM_FRAMES, MESSAGE_END["prose"])
             found = self._systems[class_id] = Message("system", text)
         return found
 
@@ -301,7 +301,7 @@ class ContentWriter:
         if one.documents is None:
             return ()
         first = row.request_id * DOCUMENTS_STRIDE
-        end = TEXT_END["prose"] if row.max_output_tokens > 0 else WORDLESS_ENDS["prose"]
+        end = TEXT_END["prose"] if row.max_output_tokens > 0 else MESSAGE_END["prose"]
         return tuple(
             self._unique("prose", first + i, one.documents.tokens, DOCUMENT_FRAMES, end)
             for i in range(one.documents.count)

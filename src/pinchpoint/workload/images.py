@@ -75,7 +75,8 @@ def _variant(variant: int, width: int, height: int) -> _Variant:
     pixels = np.clip(np.stack(planes, axis=-1), 0, 255).astype(np.uint8)
     rows = np.full((height - 1, 1 + width * 3), DIFFERENCES, np.uint8)
     rows[:, 1:4] = pixels[1:, 0]
-    rows[:, 4:] = (pixels[1:, 1:] - pixels[1:, :-1]).reshape(height - 1, (width - 1) * 3)  # modulo 256, as the filter wants it
+    steps = pixels[1:, 1:] - pixels[1:, :-1]  # modulo 256, as the filter wants it
+    rows[:, 4:] = steps.reshape(height - 1, (width - 1) * 3)
     raw = rows.tobytes()
     packer = zlib.compressobj(LEVEL, wbits=-zlib.MAX_WBITS)
     packed = packer.compress(raw) + packer.flush()

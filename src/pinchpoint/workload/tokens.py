@@ -16,7 +16,7 @@ import msgspec
 
 from pinchpoint.errors import UsageError
 from pinchpoint.plan import ContentKind
-from pinchpoint.workload.text import first_pieces, long_text, marks_before, vocabulary
+from pinchpoint.workload.text import first_pieces, long_text, marks_before, vocabulary, words
 
 TokenSource = Literal["file", "service", "estimate"]
 Counter = Callable[[str], int]
@@ -134,7 +134,11 @@ def measured(
         note = f"estimated: tokens of words do not add up for {told_by} (off by {ratio:.1%} on whole texts)"
         return TokenTable("estimate", note, per_piece=(sum(expected) + sum(errors)) / sum(map(len, checks)), file=file)
     checked = f"counted by {told_by}, checked on texts of {', '.join(f'{n:,}' for n in expected)} tokens"
-    return TokenTable(source, checked + (f", off by up to {off}" if off else ""), tokens=tokens, file=file)
+    if off:
+        checked += f", off by up to {off}"
+    if all(tokens.get(" " + word) != 1 for word in words().things):
+        checked += "; no word is one token, so texts may be a few tokens short"
+    return TokenTable(source, checked, tokens=tokens, file=file)
 
 
 WORD = " time"

@@ -109,6 +109,12 @@ def test_a_tokenizer_that_does_not_add_up_gives_an_estimate_near_the_mean() -> N
     assert table.per_piece == pytest.approx(len("".join(sample)) / 4 / len(sample), rel=0.05)
 
 
+def test_a_tokenizer_without_words_of_one_token_is_told_to_leave_texts_short() -> None:
+    table, _ = table_of(list)
+    assert table.exact and "a few tokens short" in table.note
+    assert "short" not in table_of(TOKENIZERS["gpt2"])[0].note
+
+
 def test_an_estimate_says_what_it_rests_on() -> None:
     assert "one token per word" in estimated(None, None).note
     table = estimated(1.25, 20.0)
