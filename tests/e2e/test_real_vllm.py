@@ -56,6 +56,17 @@ def test_anthropic_messages_end_when_the_model_likes_because_vllm_takes_no_minim
     assert {record["finish_reason"] for record in records} <= {"max_tokens", "end_turn"}
 
 
+@pytest.mark.parametrize("streamed", ["--stream", "--no-stream"])
+def test_the_api_of_token_numbers_takes_and_gives_exactly_as_many_as_planned(
+    generating: str, tmp_path: Path, streamed: str
+) -> None:
+    records = records_of_load(tmp_path / "run", generating, "--api", "vllm-tokens", streamed, *SHORT, *LENGTHS)
+    assert [record["status"] for record in records] == ["ok"] * 6, [record["error"] for record in records]
+    assert {(record["requested_input_tokens"], record["output_tokens"]) for record in records} == {
+        (INPUT_TOKENS, OUTPUT_TOKENS)
+    }
+
+
 def test_the_probe_finds_chat_its_limits_and_its_metrics(generating: str) -> None:
     facts = pinchpoint("probe", generating)
     assert (facts["engine"], facts["model"], facts["api"]) == ("vllm", MODEL_NAME, "/v1/chat/completions")
