@@ -316,12 +316,12 @@ class Manifest(msgspec.Struct):
     clock: dict[str, Any]
     files: dict[str, dict[str, Any]]
     """name -> {rows, bytes, sha256}; filled when sealed."""
+    command: tuple[str, ...] = ()
+    """Words of the command line that made the run. Keys are never given as flags, so it holds none."""
     workload: str = ""
     """Name of the workload, or of its classes; empty in runs of older versions."""
     classes: tuple[str, ...] = ()
     """Names by class_id; empty in runs of older versions."""
-    command: tuple[str, ...] = ()
-    """Words of the command line that made the run. Keys are never given as flags, so it holds none."""
 
 
 SCHEDULE_COLUMNS: dict[str, str] = {
