@@ -108,7 +108,7 @@ def test_embeddings_have_no_output(service: str, load: Load, tmp_path: Path) -> 
     assert done.returncode in MEASURED, done.stderr
     records = records_of(tmp_path)
     assert values(records, "status") == {"ok"}
-    assert values(records, "max_output_tokens") == {0}
+    assert values(records, "requested_output_tokens") == {0}
     assert all(record["input_tokens"] > 0 for record in records)
 
 
@@ -116,8 +116,9 @@ def test_a_conversation_goes_on_with_the_answers_that_really_came(service: str, 
     """The service counts what it was sent: history of earlier turns makes later questions longer."""
     plan = tmp_path / "plan.toml"
     plan.write_text(
-        'seed = 3\napi = "custom"\n[[workload.classes]]\nname = "talk"\ninput_tokens = 12\noutput_tokens = 6\n'
-        '[[stages]]\nkind = "sessions"\nrate = 20\nturns = 2\nthink = "10ms"\nrequests = 10\n'
+        'seed = 3\napi = "custom"\n[[workload.classes]]\nname = "talk"\nturns = 2\nthink = "10ms"\n'
+        "input_tokens = 12\noutput_tokens = 6\n"
+        '[[stages]]\nkind = "sessions"\nrate = 20\nsessions = 4\n'
     )
     done = subprocess.run(
         [sys.executable, "-m", "pinchpoint", "load", service, "--plan", str(plan), "--template",
@@ -133,7 +134,7 @@ def test_a_conversation_goes_on_with_the_answers_that_really_came(service: str, 
 BAD_TEMPLATES = [
     ("another member", 'text = "answer.text"', 'text = "answer.txt"', "no 'txt', but an object with text, tokens"),
     ("another path", 'path = "/ask"', 'path = "/aks"', "HTTP 404"),
-    ("a failing endpoint", 'path = "/ask"', 'path = "/fail"', "HTTP 500: the model is not loaded"),
+    ("a failing endpoint", 'path = "/ask"', 'path = "/fail"', "HTTP 500: {\"detail\":\"the model is not loaded\"}"),
     ("another request", '"limit"', '"limits"', "HTTP 422"),
 ]  # fmt: skip
 

@@ -613,9 +613,10 @@ class Exchange:
 
     def _body_error(self) -> str:
         try:
-            chunk = self._reader.parse_answer(bytes(self._body))
-            text = chunk.error or ""
+            text = self._reader.parse_answer(bytes(self._body)).error
         except ValueError:
+            text = None
+        if not text:  # no complaint in the API's form, or one that reads like an answer
             text = bytes(self._body[:ERROR_TEXT_CHARS]).decode("utf-8", "replace")
         if HTTP_REDIRECT <= (self.http_status or 0) < HTTP_CLIENT_ERROR:
             text = f"redirects are not followed; give the final URL. {text}"

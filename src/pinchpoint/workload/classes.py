@@ -30,6 +30,9 @@ from pinchpoint.workload.library import preset_named, presets
 
 UNNAMED = "own"
 """Name of a class that has none and begins with no preset."""
+OWN_SERVICES = ("custom", "plugin")
+"""Targets of services that somebody wrote for themselves: their requests go where the template says, and not to the API
+that a preset would name."""
 CONTEXT_MARGIN_TOKENS = 64
 """Left free for the chat template and for the error of a prompt whose tokens are estimated."""
 
@@ -121,10 +124,11 @@ def resolve(plan: Plan, context_tokens: int | None) -> Traffic:
     """Raises UsageError, with the place: an unknown preset, a law that cannot be read, lengths beyond the context."""
     classes: list[TrafficClass] = []
     mixes: dict[str, tuple[int, ...]] = {}
+    own_service = plan.api is not None and plan.api.partition(":")[0] in OWN_SERVICES
 
     def add(name: str, spec: WorkloadSpec, where: str) -> None:
         with _at(where):
-            made = resolve_workload(spec, context_tokens)
+            made = resolve_workload(spec, context_tokens, own_service=own_service)
             first = len(classes)
             classes.extend(made)
             if len(classes) > CLASSES_MAX:
@@ -170,23 +174,30 @@ def workload_title(plan: Plan) -> str:
     return " + ".join(one.name or one.preset or UNNAMED for one in given)
 
 
-def resolve_workload(spec: WorkloadSpec, context_tokens: int | None) -> list[TrafficClass]:
-    """The classes of one workload. Raises UsageError as `resolve`, without the place."""
+def resolve_workload(
+    spec: WorkloadSpec, context_tokens: int | None, *, own_service: bool = False
+) -> list[TrafficClass]:
+    """The classes of one workload. own_service: no API that a preset names is meant. Raises UsageError as `resolve`,
+    without the place."""
     given = spec.classes or preset_named(spec.preset).classes
+    if own_service and not spec.classes:
+        given = tuple(msgspec.structs.replace(one, api=None) for one in given)
     found = []
     for i, class_spec in enumerate(given):
         with _at(f"classes[{i}]" if spec.classes else spec.preset):
-            found.append(_class(class_spec, spec, context_tokens))
+            found.append(_class(class_spec, spec, context_tokens, own_service=own_service))
     return found
 
 
-def _class(given: ClassSpec, workload: WorkloadSpec, context_tokens: int | None) -> TrafficClass:
+def _class(given: ClassSpec, workload: WorkloadSpec, context_tokens: int | None, *, own_service: bool) -> TrafficClass:
     base: dict[str, Any] = {}
     if given.preset is not None:
         inner = preset_named(given.preset).classes
         if len(inner) != 1 or inner[0].preset is not None:
             raise UsageError(f"{given.preset!r} is itself a mix; name one of its classes' presets")
         base = _told(inner[0])
+        if own_service:
+            base.pop("api", None)
     own = _told(given)
     merged: dict[str, Any] = {**base, **{key: value for key, value in own.items() if key != "preset"}}
     for key, mean in (("input_tokens", workload.input_tokens), ("output_tokens", workload.output_tokens)):

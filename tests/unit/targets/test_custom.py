@@ -227,6 +227,12 @@ def test_a_stream_of_events_is_read_to_its_mark() -> None:
     assert done.usage == Usage(output_tokens=2)
 
 
+def test_a_page_of_an_error_is_told_also_where_any_text_would_be_an_answer() -> None:
+    exchange = Exchange(ScheduledRequest(0, 0, 0, 0, 0, 0, 1, 1), 0, target(answer={"text": "$"}))
+    exchange.take(b"HTTP/1.1 500 Oh\r\nContent-Length: 10\r\n\r\nno memory!", 1)
+    assert (exchange.status, exchange.error) == ("http_error", "HTTP 500: no memory!")
+
+
 def test_a_stream_that_was_cut_off_is_truncated() -> None:
     assert ended(target(stream=STREAM), sse('{"delta": "Hel"}')).status == "truncated"
 

@@ -1,5 +1,6 @@
 """Workloads of several classes: how a plan composes them, and what their schedules keep to."""
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -61,6 +62,15 @@ def test_a_class_takes_its_preset_and_changes_what_is_given() -> None:
     assert (ours.name, ours.weight, ours.slos) == ("ours", 2.0, ("ttft p95 < 1s",))
     assert ours.input_tokens == LengthSpec(440, 0.5, 64, 2048)
     assert ours.output_tokens == chat.output_tokens
+
+
+@pytest.mark.parametrize("api", ["custom", "plugin:mine"])
+def test_the_api_that_a_preset_names_is_not_that_of_a_service_of_ones_own(api: str) -> None:
+    plan = Plan("http://h", 1, api=api, workload=WorkloadSpec("embeddings"))
+    assert [one.api for one in resolve(plan, None).classes] == [None]
+    classes = (ClassSpec(preset="embeddings"), ClassSpec(preset="embeddings", name="theirs", api="embeddings"))
+    found = resolve(msgspec.structs.replace(plan, workload=WorkloadSpec(classes=classes)), None)
+    assert [one.api for one in found.classes] == [None, "embeddings"]
 
 
 def test_workloads_of_stages_get_ids_after_those_of_the_plan() -> None:
