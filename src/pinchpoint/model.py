@@ -78,11 +78,15 @@ class TargetFacts(msgspec.Struct, frozen=True):
 
     url: str
     engine: str = "unknown"
-    """vllm, sglang, tgi, llama.cpp, tensorrt-llm, triton, tf-serving, ollama, openai-compatible, unknown"""
+    """vllm, sglang, tgi, tei, llama.cpp, tensorrt-llm, triton, tf-serving, ollama, openai-compatible, unknown"""
     engine_version: str | None = None
     engine_evidence: tuple[str, ...] = ()
     api: str | None = None
     """Path of the API under load, such as /v1/chat/completions; None if none answered."""
+    api_name: str | None = None
+    """The target that speaks it, such as chat; as of --api."""
+    api_options: dict[str, Any] = {}
+    """Options of that target that the service's own description gave: names and shapes of its tensors."""
     models: tuple[str, ...] = ()
     model: str | None = None
     streaming: bool | None = None

@@ -6,6 +6,7 @@ bounded (pinchpoint.fetch), so a target that sends a byte a minute, or for ever,
 
 import json
 import ssl
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
@@ -84,13 +85,35 @@ class Exchange:
 
     def post(self, path: str, payload: dict[str, Any], timeout_s: float | None = None) -> Page:
         """POST prefix + path with a JSON body. A stream is read to its end mark. Raises Unanswered."""
-        body = json.dumps(payload).encode()
-        return self._send("POST", self.address.prefix + path, body, timeout_s or self._timeout_s, MAX_BODY_BYTES, None)
+        return self.post_body(path, json.dumps(payload).encode(), timeout_s)
+
+    def post_body(
+        self,
+        path: str,
+        body: bytes,
+        timeout_s: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        key_header: str = "",
+    ) -> Page:
+        """POST prefix + path with a body of JSON that a target made, with its headers. Raises Unanswered."""
+        further = dict(headers or {})
+        if key_header and self._api_key is not None:
+            further[key_header] = self._api_key
+        wait_s = timeout_s or self._timeout_s
+        return self._send("POST", self.address.prefix + path, body, wait_s, MAX_BODY_BYTES, None, further)
 
     def _send(
-        self, method: str, path: str, body: bytes | None, timeout_s: float, max_bytes: int, port: int | None
+        self,
+        method: str,
+        path: str,
+        body: bytes | None,
+        timeout_s: float,
+        max_bytes: int,
+        port: int | None,
+        further: Mapping[str, str] | None = None,
     ) -> Page:
         headers = {} if body is None else {"Content-Type": "application/json"}
+        headers |= further or {}
         if port is None:  # another port may be another service
             headers |= self._authorization
         try:

@@ -1,8 +1,12 @@
 """Finds out what a URL is before any load goes to it: engine, API, model, limits, and where to watch it.
 
-About twenty small requests, one after the other, and two to four generations of one token. Everything that could not
+About twenty small requests, one after the other, and two to four generations of one token; up to ten more where no
+OpenAI path answers. Everything that could not
 be found out becomes one sentence in `unknown`; only what makes a test impossible is an error.
 """
+
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -10,6 +14,7 @@ from pinchpoint.errors import TargetError, UsageError
 from pinchpoint.fetch import tls_context
 from pinchpoint.model import Limits, TargetFacts
 from pinchpoint.probe.address import Address, parse_address
+from pinchpoint.probe.apis import Asked, probe_named, probe_others, triton_models
 from pinchpoint.probe.exchange import HTTP_OK, MAX_METRICS_BYTES, Exchange, Page, Unanswered
 from pinchpoint.probe.generation import NO_ENTRY, Generation, describe, key_error, probe_generation
 from pinchpoint.probe.limits import Collected, Told, read_limits
@@ -23,6 +28,7 @@ from pinchpoint.probe.signatures import (
     metric_names,
     model_cards,
 )
+from pinchpoint.targets.registry import kind_of
 
 DEFAULT_TIMEOUT_S = 5.0
 MAX_SILENT_PAGES = 2
@@ -31,7 +37,8 @@ MAX_MODELS = 100
 MAX_SHOWN_MODELS = 10
 REDIRECT = range(300, 400)
 MARKUP = ("text/html", "application/xhtml+xml", "text/xml", "application/xml")
-NOT_LLM_APIS = ("triton", "tf-serving")
+SERVERS_OF_ANY_MODEL = ("triton", "tf-serving")
+"""What they are asked, and how, depends on the model."""
 LIMIT_WORDS = {
     "max_sequences": "max sequences",
     "kv_tokens": "KV cache size",
@@ -44,15 +51,18 @@ def probe(
     url: str,
     *,
     model: str | None = None,
+    api: str | None = None,
+    api_options: Mapping[str, Any] | None = None,
     api_key: str | None = None,
     ca_file: str | None = None,
     timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> TargetFacts:
     """Facts about the service at `url` (a base URL; /v1 or a full API path behind it is accepted).
 
-    `timeout_s` bounds each question but generations, which get 60 s; `ca_file` adds a private authority. Raises
-    TargetError when the service cannot be reached or verified, wants a key, refuses a one-token request or is no LLM
-    service; UsageError for a bad URL or CA file or an unknown model.
+    `api` is the name or path of a target, `api_options` its options: then no other is tried. `timeout_s` bounds each
+    question but generations, which get 60 s; `ca_file` adds a private authority. Raises TargetError when the service
+    cannot be reached or verified, wants a key, refuses a one-token request or is no service that can be tested;
+    UsageError for a bad URL or CA file, an unknown model or an unknown API.
     """
     address = parse_address(url)
     # A bad CA file is told even for an http URL: the metrics page may be https.
@@ -70,10 +80,11 @@ def probe(
     if identity.rival is not None and identity.engine is not None:
         unknown.append(f"engine: the evidence fits {identity.rival} as well as {identity.engine.name}")
 
-    models = _models(exchange, pages)
-    chosen = _choose_model(exchange, models, pages, model, unknown)
-    generation = _generation(exchange, identity, chosen, pages, unknown)
     engine = identity.engine.name if identity.engine is not None else "openai-compatible"
+    models = _models(exchange, pages, engine)
+    chosen = _choose_model(exchange, models, pages, model, unknown)
+    asked = Asked(chosen, engine, dict(api_options or {}))
+    generation = _generation(exchange, identity, asked, api, pages, unknown)
     if metrics_url is None:
         unknown.append(_no_metrics(identity.engine, metrics_trouble))
     told = read_limits(engine, Collected(pages, metrics, chosen))
@@ -92,6 +103,8 @@ def probe(
         engine_version=_version(exchange, identity.engine, pages),
         engine_evidence=identity.evidence,
         api=generation.api,
+        api_name=generation.name,
+        api_options=generation.options,
         models=models,
         model=chosen,
         streaming=generation.streaming,
@@ -165,13 +178,13 @@ def _no_metrics(engine: EngineSignature | None, trouble: str | None) -> str:
     return f"metrics: {trouble or 'no page was found'}; {hint or 'give --metrics-url if there is a page elsewhere'}"
 
 
-def _models(exchange: Exchange, pages: dict[str, Page]) -> tuple[str, ...]:
+def _models(exchange: Exchange, pages: dict[str, Page], engine: str) -> tuple[str, ...]:
     """Model names that can be shown and sent as they are; hostile ones are left out."""
     cards = model_cards(pages.get("/v1/models")) or model_cards(pages.get("/api/tags"))
     names = [card.get("id") or card.get("name") or card.get("model") for card in cards]
     if not names:
         info = pages["/info"].object() if "/info" in pages else {}
-        names = [info.get("model_id")]
+        names = triton_models(exchange) if engine == "triton" else [info.get("model_id")]
     fit = [name for name in names if isinstance(name, str) and name and exchange.clean(name) == name]
     return tuple(dict.fromkeys(fit))[:MAX_MODELS]
 
@@ -201,27 +214,48 @@ def _choose_model(
 
 
 def _generation(
-    exchange: Exchange, identity: Identity, model: str | None, pages: dict[str, Page], unknown: list[str]
+    exchange: Exchange,
+    identity: Identity,
+    asked: Asked,
+    api: str | None,
+    pages: dict[str, Page],
+    unknown: list[str],
 ) -> Generation:
-    """Raises TargetError when nothing generates, except for servers known to have other APIs."""
-    result = probe_generation(exchange, model)
+    """Raises TargetError when nothing answers, except for servers of models that have no name yet."""
+    if api is not None:
+        result = probe_named(exchange, api, asked)
+    else:
+        result = probe_generation(exchange, asked.model)
+        if result.api is None:
+            result = probe_others(exchange, asked, result.refusal)
+    name = identity.engine.name if identity.engine is not None else None
     if result.api is None:
-        name = identity.engine.name if identity.engine is not None else None
-        if name in NOT_LLM_APIS:
-            unknown.append(f"API: {name} answers no OpenAI path here, so it cannot be put under chat load")
+        if result.refusal is None and api is None and name in SERVERS_OF_ANY_MODEL:
+            unknown.append(
+                f"API: {name} answers no API here that a load could be put on; name one of its models with --model"
+                if asked.model is None
+                else f"API: model {exchange.clean(asked.model)} of {name} answers no API here; name it with --api, and "
+                "its tensors in api_options"
+            )
             return result
         if result.refusal is not None:
             raise TargetError(
                 f"{exchange.address.place} refused a one-token request: {result.refusal}; mend that first, or choose "
-                "another --model"
+                "another --model or --api"
             )
+        if api is not None:
+            raise TargetError(f"{exchange.address.place} has no API {api}; leave --api out to find one that it has")
         if name is not None:
             raise TargetError(
                 f"{exchange.address.place} is {name}, but /v1/chat/completions and /v1/completions are not there; give "
                 "the base URL of its OpenAI API"
             )
         raise TargetError(_not_llm(exchange, pages))
-    if result.streaming is False:
+    kind = kind_of(result.name or result.api)
+    if kind.transport != "http":
+        unknown.append(f"API: {kind.name} is taken as given; the probe speaks HTTP only")
+        return result
+    if result.streaming is False and kind.streams:
         unknown.append("streaming: asked for a stream, the service answers in one piece; TTFT equals E2E")
     if result.usage_in_stream is False:
         unknown.append("usage: streams end without token counts; tokens are counted by events")

@@ -9,12 +9,14 @@ that asks for 256 input tokens must know that, so two prompts of known length ar
 import json
 import random
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
 from pinchpoint.errors import TargetError, UsageError
 from pinchpoint.probe.exchange import HTTP_OK, Exchange, Page, Unanswered
+from pinchpoint.targets.target import Target
 
 GENERATION_TIMEOUT_S = 60.0
 SERVER_ERROR = 500
@@ -23,6 +25,7 @@ RETRIES = 2
 """A first request may wait for a model to be loaded (Ollama) or kernels to be compiled (vLLM): tens of seconds."""
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
+CHAT_TAIL = "/chat/completions"
 FIT_WORDS = (8, 136)
 """128 words apart: one token more or less then moves tokens per word by less than 1 %. Fits a context of 512 tokens."""
 FIT_SEED = 1
@@ -39,7 +42,7 @@ TURNED_AWAY = (429, 503)
 
 
 class Generation(msgspec.Struct, frozen=True):
-    """api None: no generation path answered; `refusal` then says what the last one answered."""
+    """api None: no generation path answered; `refusal` then says what the last one answered. name: the target's."""
 
     api: str | None
     streaming: bool | None = None
@@ -47,6 +50,8 @@ class Generation(msgspec.Struct, frozen=True):
     prompt_overhead_tokens: float | None = None
     tokens_per_word: float | None = None
     refusal: str | None = None
+    name: str | None = None
+    options: dict[str, Any] = {}
 
 
 def probe_words(count: int, seed: int) -> str:
@@ -71,14 +76,14 @@ class _Answer(msgspec.Struct, frozen=True):
     prompt_tokens: int | None
 
 
-def probe_generation(exchange: Exchange, model: str | None) -> Generation:
-    """Tries chat, then plain completions.
+def probe_generation(exchange: Exchange, model: str | None, paths: Sequence[str] = (CHAT, COMPLETIONS)) -> Generation:
+    """Tries OpenAI's paths: chat, then plain completions.
 
     Raises TargetError when the service wants a key, is too busy, fails or does not answer; UsageError when it does
     not know the model.
     """
     refusal: str | None = None
-    for path in (CHAT, COMPLETIONS):
+    for path in paths:
         result = _try_path(exchange, path, model)
         if isinstance(result, Generation):
             return result
@@ -96,7 +101,7 @@ def _try_path(exchange: Exchange, path: str, model: str | None) -> Generation | 
     else:
         return describe(exchange, page)
     if page.status in NO_SUCH_API:
-        _complain_about_model(exchange, page, model)
+        complain_about_model(exchange, page, model)
         return None
     if page.status != HTTP_OK:
         return describe(exchange, page)
@@ -120,21 +125,29 @@ def _with_fit(exchange: Exchange, path: str, model: str | None, first: _Answer, 
         points.append((words, answer.prompt_tokens))
     line = fit_tokens(points) if len(points) == len(FIT_WORDS) else None
     overhead, per_word = line if line is not None else (None, None)
-    return Generation(path, first.streamed, usage_in_stream if first.streamed else None, overhead, per_word)
+    name = "chat" if path.endswith(CHAT_TAIL) else "completions"
+    return Generation(path, first.streamed, usage_in_stream if first.streamed else None, overhead, per_word, name=name)
 
 
 def _ask(exchange: Exchange, path: str, model: str | None, words: int, stream: bool, usage: bool) -> Page:
     text = probe_words(words, FIT_SEED)
     payload: dict[str, Any] = {"model": model or "default", "max_tokens": 1, "temperature": 0, "stream": stream}
-    payload |= {"messages": [{"role": "user", "content": text}]} if path == CHAT else {"prompt": text}
+    payload |= {"messages": [{"role": "user", "content": text}]} if path.endswith(CHAT_TAIL) else {"prompt": text}
     if usage:
         payload["stream_options"] = {"include_usage": True}
+    return ask_for_a_token(exchange, path, json.dumps(payload).encode())
+
+
+def ask_for_a_token(exchange: Exchange, path: str, body: bytes, target: Target | None = None) -> Page:
+    """One small request, again where the service fails. target: whose headers it has. Raises TargetError when there is
+    no answer to work with: none at all, a key that is wanted, a service that is too busy."""
+    headers, key_header = (dict(target.headers), target.key_header) if target is not None else ({}, "")
     try:
-        page = exchange.post(path, payload, GENERATION_TIMEOUT_S)
+        page = exchange.post_body(path, body, GENERATION_TIMEOUT_S, headers, key_header)
         for _ in range(RETRIES):
-            if page.status < SERVER_ERROR or page.status in TURNED_AWAY:
+            if page.status < SERVER_ERROR or page.status in TURNED_AWAY or page.status in NO_SUCH_API:
                 break
-            page = exchange.post(path, payload, GENERATION_TIMEOUT_S)
+            page = exchange.post_body(path, body, GENERATION_TIMEOUT_S, headers, key_header)
     except Unanswered as error:
         if error.kind == "timeout":
             raise TargetError(
@@ -214,7 +227,7 @@ def key_error(exchange: Exchange, page: Page) -> TargetError:
     )
 
 
-def _complain_about_model(exchange: Exchange, page: Page, model: str | None) -> None:
+def complain_about_model(exchange: Exchange, page: Page, model: str | None) -> None:
     """A 404 that names the model is about the model, not about the path."""
     complaint = _message(page.object())
     if model is None or page.status != NOT_FOUND:

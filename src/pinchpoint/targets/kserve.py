@@ -4,6 +4,7 @@ The generate extension takes a flat object, in which a name that the model has n
 simply end: no reason, no counts, no mark. It can tell an error inside of status 200.
 """
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -25,6 +26,28 @@ def model_path(spec: TargetSpec, action: str) -> str:
     """Option `version` picks one of several that are loaded; the service has a policy of its own otherwise."""
     version = Options(spec).text("version", "")
     return f"/v2/models/{quote(spec.model, safe='')}{f'/versions/{quote(version)}' if version else ''}/{action}"
+
+
+def declared(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """Options for the tensors that a model has, by its own description (GET /v2/models/NAME). Empty where it has none.
+    A size that the model leaves open is 1."""
+    inputs = {one["name"]: one for one in metadata.get("inputs") or () if isinstance(one, dict) and "name" in one}
+    if not inputs:
+        return {}
+    texts = [name for name, one in inputs.items() if one.get("datatype") == TEXT]
+    own = TEXT_INPUT if TEXT_INPUT in texts else [*texts, *inputs][0]
+    sizes = [size for size in inputs[own].get("shape") or () if isinstance(size, int)]
+    options: dict[str, Any] = {
+        "input": own,
+        "datatype": inputs[own].get("datatype"),
+        "shape": [max(1, size) for size in sizes] or [1],
+        "length_input": LENGTH_INPUT if LENGTH_INPUT in inputs and texts else "",
+        "stream_input": STREAM_INPUT if STREAM_INPUT in inputs else "",
+    }
+    outputs = [one.get("name") for one in metadata.get("outputs") or () if isinstance(one, dict)]
+    if outputs and TEXT_OUTPUT not in outputs:
+        options["output"] = outputs[0]
+    return options
 
 
 class TritonGenerateTarget(Target):

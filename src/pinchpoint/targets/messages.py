@@ -30,6 +30,7 @@ class MessagesTarget(Target):
 
     name = "messages"
     headers = (VERSION,)
+    key_header = "x-api-key"
 
     def __init__(self, spec: TargetSpec, extra: dict[str, Any]) -> None:
         self.path = spec.path or PATH

@@ -70,6 +70,7 @@ class Target(Protocol):
     type does not say it. needs_finish: a stream without a finish reason or an end mark was cut off; False for APIs
     whose streams simply end. headers: of this API, beside those that every request has. generates: False where the
     answer is no generated text (embeddings, ranking, prediction), so that no output length is asked or expected.
+    key_header: a further header that takes the API key, as it is; "": only Authorization does.
     """
 
     name: str
@@ -80,6 +81,7 @@ class Target(Protocol):
     needs_finish: bool = True
     generates: bool = True
     headers: tuple[tuple[str, str], ...] = ()
+    key_header: str = ""
 
     def build(self, prompt: Prompt) -> bytes:
         """The body of a request (for gRPC: the serialised message)."""

@@ -1,5 +1,6 @@
 """TensorFlow Serving's predict over HTTP: rows (`instances`) or columns (`inputs`). Nothing is streamed."""
 
+from collections.abc import Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -13,6 +14,35 @@ from pinchpoint.targets.target import Chunk, Target, TargetSpec, error_text
 from pinchpoint.targets.tensors import TensorOptions
 
 FORMATS = ("row", "column")
+DEFAULT_SIGNATURE = "serving_default"
+
+
+TYPES = {
+    "DT_STRING": "BYTES",
+    "DT_BOOL": "BOOL",
+    "DT_UINT8": "UINT8",
+    "DT_INT8": "INT8",
+    "DT_INT16": "INT16",
+    "DT_INT32": "INT32",
+    "DT_INT64": "INT64",
+    "DT_HALF": "FP16",
+    "DT_FLOAT": "FP32",
+    "DT_DOUBLE": "FP64",
+}
+"""tensorflow.DataType -> data types of the Open Inference Protocol."""
+
+
+def declared(metadata: Mapping[str, Any], signature: str) -> dict[str, Any]:
+    """Options for the first input of a signature, by the model's own description (GET /v1/models/NAME/metadata). Empty
+    where it has none. A size that the model leaves open is 1."""
+    try:
+        inputs: dict[str, Any] = metadata["metadata"]["signature_def"]["signature_def"][signature]["inputs"]
+        name, one = next(iter(inputs.items()))
+        dimensions = one.get("tensor_shape", {}).get("dim") or ()
+        shape = [max(1, int(size["size"])) for size in dimensions]
+        return {"input": name, "datatype": TYPES[one["dtype"]], "shape": shape or [1]}
+    except (KeyError, TypeError, ValueError, AttributeError, StopIteration):
+        return {}
 
 
 class TfServingTarget(Target):
