@@ -14,6 +14,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 
 from pinchpoint import __version__
 from pinchpoint.cli_plan import plan_app, workloads
+from pinchpoint.cli_workload import workload_app
 from pinchpoint.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNSUPPORTED, EXIT_USAGE, PinchpointError, UsageError
 
 app = App(
@@ -26,6 +27,7 @@ lab_app = App(name="lab", help="A simulated LLM service with known bottlenecks, 
 app.command(lab_app)
 app.command(plan_app)
 app.command(workloads)
+app.command(workload_app)
 
 _LOAD = Group("Load", sort_key=1)
 _ACCESS = Group("Access", sort_key=2)

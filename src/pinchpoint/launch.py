@@ -40,6 +40,9 @@ from pinchpoint.rundir import RunWriter
 from pinchpoint.targets.registry import make_target
 from pinchpoint.targets.target import TargetSpec
 from pinchpoint.workload.classes import Traffic
+from pinchpoint.workload.content import ContentWriter
+from pinchpoint.workload.tokens import TokenTable
+from pinchpoint.workload.trace import forest
 
 RUNS_DIRECTORY = "pinchpoint-runs"
 DEFAULT_API = "chat"
@@ -289,6 +292,12 @@ def fitted(traffic: Traffic, specs: Sequence[TargetSpec]) -> Traffic:
         turns = one.turns if generates else "1"
         classes.append(msgspec.structs.replace(one, templated=templated, generates=generates, turns=turns))
     return msgspec.structs.replace(traffic, classes=tuple(classes))
+
+
+def content_of(plan: Plan, traffic: Traffic, table: TokenTable) -> ContentWriter:
+    """What writes the prompts of a run."""
+    tree, _ = forest(plan.stages)
+    return ContentWriter(plan.seed, traffic, table, tree, roles=tuple(one.templated for one in traffic.classes))
 
 
 def check_host(

@@ -25,6 +25,7 @@ from pinchpoint.launch import (
     begin_run,
     check_host,
     check_writable,
+    content_of,
     fitted,
     open_access,
     peak_rps,
@@ -47,7 +48,6 @@ from pinchpoint.recorder import ProgressSink, Recorder
 from pinchpoint.targets.registry import kind_of, split_url
 from pinchpoint.tokenizing import token_table
 from pinchpoint.workload.classes import resolve, slos_of, workload_title
-from pinchpoint.workload.content import ContentWriter
 from pinchpoint.workload.schedule import Scheduler, StageLoad, check_stages
 
 LEAD_S = 0.1
@@ -133,7 +133,7 @@ def run_load(
                 access,
                 path,
                 specs,
-                ContentWriter(plan.seed, traffic, table, roles=tuple(one.templated for one in traffic.classes)),
+                content_of(plan, traffic, table),
                 workers=workers,
                 shared_host=access.local,
                 warm_connections=warm,

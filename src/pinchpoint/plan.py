@@ -224,13 +224,15 @@ class ReplayStage(
 ):
     """The arrivals of a trace: CSV with a header or JSON lines, plain or .gz, in the order of time.
 
-    time, input, output, session: names of columns or fields; lengths that are not named come from the workload.
+    format: name of a known format, or auto; then the file itself says what is what, shared beginnings included. Without
+    it, time, input, output, session are names of columns or fields; lengths that are not named come from the workload.
     scale: times faster than recorded. start_s: seconds of the trace left out at its beginning. The stage ends after
     duration_s (of the stage, not of the trace), with the last of `requests`, or with the trace. loop: from the end to
     the start again, one mean gap after the last request.
     """
 
     file: str
+    format: str = ""
     time: str = "timestamp"
     unit: TimeUnit = "s"
     input: str | None = None

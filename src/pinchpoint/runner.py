@@ -16,6 +16,7 @@ from pinchpoint.launch import (
     begin_run,
     check_host,
     check_writable,
+    content_of,
     fitted,
     open_access,
     read_api_key,
@@ -38,7 +39,6 @@ from pinchpoint.telemetry.config import CollectorConfig
 from pinchpoint.telemetry.handle import start_collector
 from pinchpoint.tokenizing import token_table
 from pinchpoint.workload.classes import resolve, slos_of, workload_title
-from pinchpoint.workload.content import ContentWriter
 from pinchpoint.workload.schedule import Scheduler, check_stages
 from pinchpoint.workload.tokens import TokenTable
 
@@ -123,7 +123,7 @@ def run_live(
     path = writer.path
     recorder = Recorder(writer, monotonic_ns, on_progress)
     recorder.on_workload(workload_title(plan), tuple(one.name for one in traffic.classes))
-    content = ContentWriter(plan.seed, traffic, table, roles=tuple(one.templated for one in traffic.classes))
+    content = content_of(plan, traffic, table)
     tell_host(recorder, limits, problems, access)
     recorder.on_event("tokens", source=table.source, note=table.note)
     configs = worker_configs(

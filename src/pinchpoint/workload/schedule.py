@@ -32,7 +32,7 @@ from pinchpoint.workload.classes import Traffic
 from pinchpoint.workload.durations import CountLaw, DurationLaw, parse_counts, parse_durations
 from pinchpoint.workload.lengths import draw_lengths, joint_inputs, joint_outputs
 from pinchpoint.workload.profiles import flat, profile_of, step_lengths_s
-from pinchpoint.workload.trace import replay, trace_of, turns_of
+from pinchpoint.workload.trace import forest, moved, replay, trace_of, turns_of
 
 BLOCK_ROWS = 4096
 """Places whose lengths and durations are drawn from one generator."""
@@ -94,13 +94,15 @@ class Scheduler:
     seed: int
     traffic: Traffic
     patience: DurationLaw | None = None
+    roots: dict[str, int] = field(default_factory=dict)
+    """Trace -> what to add to its nodes in the run's tree, see trace.forest."""
     _next_session: int = 0
     _pools: dict[int, _Pool] = field(default_factory=dict)
 
     @classmethod
     def of(cls, plan: Plan, traffic: Traffic) -> "Scheduler":
         """Raises UsageError for a patience that cannot be read."""
-        return cls(plan.seed, traffic, _patience(plan))
+        return cls(plan.seed, traffic, _patience(plan), forest(plan.stages)[1])
 
     def open_loop(self, stage: int, rate_rps: float, duration_s: float) -> StageLoad:
         """Poisson arrivals at one rate on [0, duration_s), of the plan's workload."""
@@ -266,6 +268,7 @@ class Scheduler:
             due.offset_ns,
             sessions,
             _Rows(place, turn, self._classes(CLASSES, mix, 0, len(due.row))[place]),
+            prefix_id=None if trace.node is None else moved(trace.node[due.row], self.roots.get(spec.file, 0)),
             input_tokens=None if trace.input_tokens is None else trace.input_tokens[due.row],
             output_tokens=None if trace.output_tokens is None else trace.output_tokens[due.row],
         )
@@ -282,6 +285,7 @@ class Scheduler:
         rows: _Rows,
         *,
         think_ns: np.ndarray | None = None,
+        prefix_id: np.ndarray | None = None,
         input_tokens: np.ndarray | None = None,
         output_tokens: np.ndarray | None = None,
     ) -> Schedule:
@@ -304,7 +308,7 @@ class Scheduler:
             (drawn_out if output_tokens is None else output_tokens).astype(np.int32),
             patience_ns.astype(np.int64),
             rows.class_id.astype(np.uint16),
-            self._prefixes(stage, rows).astype(np.int32),
+            (self._prefixes(stage, rows) if prefix_id is None else prefix_id).astype(np.int32),
         )
 
     # -- what each place is ------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ CSV with a header or JSON lines (an object per line), plain or gzipped. Instants
 decimal text, so that a replay at scale 1 is exact.
 """
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.errors import UsageError
-from pinchpoint.plan import STAGE_REQUESTS_MAX, TURNS_MAX, ReplayStage, TimeUnit
+from pinchpoint.plan import STAGE_REQUESTS_MAX, TURNS_MAX, ReplayStage, StageSpec, TimeUnit
 from pinchpoint.workload.traces.files import decimal, instant_ns, opened, rows, tokens, value
 
+SHARED_BY_MIN = 2
+"""Requests that have a block in common, for it to be a shared one."""
 SPAN_MAX_NS = 10**18
 """Thirty years."""
 
@@ -27,6 +30,8 @@ class Trace:
     input_tokens: np.ndarray | None  # int32
     output_tokens: np.ndarray | None  # int32
     session: np.ndarray | None  # int64, numbered from 0 in the order of their first requests
+    node: np.ndarray | None = None  # int32: where in `tree` the beginning that a request shares ends; -1: nowhere
+    tree: PrefixTree | None = None
 
     def __len__(self) -> int:
         return len(self.t_ns)
@@ -76,8 +81,71 @@ def read_trace(
     )
 
 
+@lru_cache(maxsize=4)
+def trace_of_format(path: Path, name: str) -> Trace:
+    """A trace of a known format, with the beginnings that its requests share. Raises UsageError."""
+    log = read_log(path, name)
+    if log.t_ns is None:
+        raise UsageError(f"{path} has no instants, so it cannot be replayed; learn from it with workload fit")
+    node, tree = shared_nodes(log)
+    inputs, outputs = log.input_tokens.astype(np.int32), log.output_tokens.astype(np.int32)
+    return Trace(log.t_ns, inputs, outputs, log.session, node, tree)
+
+
+def shared_nodes(log: RequestLog) -> tuple[np.ndarray | None, PrefixTree | None]:
+    """For each request the end of the longest beginning that another request has, too, and the tree of those; what only
+    one request has is no part of it."""
+    if log.blocks is None:
+        return None, None
+    uses: dict[tuple[int, Hashable], list[int]] = {}
+    paths: list[list[tuple[int, Hashable]]] = []
+    for one in log.blocks:
+        node, path = -1, []
+        for block in one:
+            key = (node, block)
+            found = uses.setdefault(key, [len(uses), 0])
+            found[1] += 1
+            node = found[0]
+            path.append(key)
+        paths.append(path)
+    builder = PrefixTreeBuilder()
+    ends = []
+    for one, path in zip(log.blocks, paths, strict=True):
+        depth = next((i for i, key in enumerate(path) if uses[key][1] < SHARED_BY_MIN), len(path))
+        ends.append(builder.add(one[:depth], log.block_tokens))
+    return np.array(ends, np.int32), builder.tree()
+
+
+def forest(stages: Sequence[StageSpec]) -> tuple[PrefixTree | None, dict[str, int]]:
+    """One tree of the beginnings of all traces that the stages replay, and what is added to the nodes of each trace's
+    own. None: no trace tells any. Raises UsageError as trace_of."""
+    parents: list[np.ndarray] = []
+    tokens_of_nodes: list[np.ndarray] = []
+    roots: dict[str, int] = {}
+    total = 0
+    for stage in stages:
+        if not isinstance(stage, ReplayStage) or stage.file in roots:
+            continue
+        tree = trace_of(stage).tree if stage.format else None
+        if tree is not None:
+            roots[stage.file] = total
+            parents.append(moved(tree.parent, total))
+            tokens_of_nodes.append(tree.tokens)
+            total += len(tree.tokens)
+    if not parents:
+        return None, {}
+    return PrefixTree(np.concatenate(parents), np.concatenate(tokens_of_nodes)), roots
+
+
+def moved(nodes: np.ndarray, by: int) -> np.ndarray:
+    """Nodes of one tree as those of a larger one; -1 stays."""
+    return np.where(nodes < 0, nodes, nodes + by)
+
+
 def trace_of(stage: ReplayStage) -> Trace:
     """The file of a replay stage; read once however often it is asked for."""
+    if stage.format:
+        return trace_of_format(Path(stage.file), stage.format)
     return read_trace(
         Path(stage.file),
         time=stage.time,

@@ -14,6 +14,11 @@ GRID_MAX_NS = 10**10
 """Ten seconds: a coarser grid of instants says nothing about single requests."""
 GRID_MIN_NS = 1_000_000
 """A grid finer than a millisecond is as good as none."""
+GRID_GAPS_MIN = 10
+GRID_LOW = 0.02
+"""Share of the gaps that may be shorter than the step, by accident."""
+GRID_TOGETHER, GRID_JITTER = 0.1, 0.01
+"""Requests at one instant with another, of all, by which a grid is seen; and how far its steps may be off, of a step."""
 GRID_SHARE = 0.98
 """Of the gaps that are whole multiples of a grid: a few may have been moved by a time zone or a leap second."""
 
@@ -123,12 +128,21 @@ class LogBuilder:
 
 
 def grid_ns(t_ns: np.ndarray) -> int:
-    """The grid on which instants lie, nanoseconds: the largest step that nearly all gaps are multiples of; 0: none."""
+    """The grid on which instants lie, nanoseconds: the largest step that nearly all gaps are multiples of; 0: none.
+
+    A step may be a little longer or shorter each time, as of a recorder that wakes up every three seconds.
+    """
     gaps = np.diff(t_ns)
+    together = float(np.mean(gaps == 0)) if len(gaps) else 0.0
     gaps = gaps[gaps > 0]
-    if len(gaps) < 10:
+    if len(gaps) < GRID_GAPS_MIN:
         return 0
-    smallest = int(np.quantile(gaps, 0.02))
+    low = np.quantile(gaps, GRID_LOW)
+    smallest = int(np.median(gaps[gaps <= 1.5 * low]))
+    if together >= GRID_TOGETHER and GRID_MIN_NS <= smallest <= GRID_MAX_NS:
+        steps = np.maximum(np.rint(gaps / smallest), 1)
+        if np.mean(np.abs(gaps / smallest - steps) <= GRID_JITTER * steps) >= GRID_SHARE:
+            return round(float(gaps.sum() / steps.sum()))
     for step in (smallest, *(10**k * m for k in range(10, 5, -1) for m in (5, 3, 2, 1))):
         if GRID_MIN_NS <= step <= GRID_MAX_NS and np.mean(gaps % step == 0) >= GRID_SHARE:
             return step
