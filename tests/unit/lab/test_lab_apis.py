@@ -7,6 +7,7 @@ import zlib
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,11 @@ from test_lab_server import FAST, Lab, against
 from pinchpoint.lab.api import Api, ApiError, Ranking
 from pinchpoint.lab.params import LabParams
 from pinchpoint.lab.tokens import CHAT_TEMPLATE_TOKENS, MESSAGE_TOKENS, Talk, strings, tokens_of_image, tokens_of_talk
+from pinchpoint.load.exchange import Exchange
+from pinchpoint.prompt import Message, Prompt
+from pinchpoint.schedule import ScheduledRequest
+from pinchpoint.targets.registry import make_target
+from pinchpoint.targets.target import TargetSpec
 
 MODEL = "llama-3-8b"
 API = Api(LabParams(), 1)
@@ -312,3 +318,51 @@ def test_a_client_that_leaves_while_its_texts_are_ranked_frees_all_of_them() -> 
 def test_best_documents_come_first_and_equal_ones_keep_their_order() -> None:
     ranking = Ranking("rerank", (1, 1, 1), ("a", "b", "c"), (0.5, 1.0, 0.5))
     assert ranking.ranked() == [(1, 1.0), (0, 0.5), (2, 0.5)]
+
+
+# -- read by the targets that read real services -------------------------------------------------------------------
+
+PROMPT = Prompt(
+    tuple(Message(role, text) for role, text in TALK),  # type: ignore[arg-type]
+    input_tokens=COUNT,
+    max_output_tokens=6,
+)
+RANKED = Prompt.of("old river", 0, 5)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+@pytest.mark.parametrize("api", ["chat", "completions", "responses", "messages"])
+def test_a_target_reads_what_the_lab_answers(api: str, stream: bool) -> None:
+    target = make_target(TargetSpec(api, MODEL, "vllm", stream=stream))
+    counted = len(PROMPT.text.split()) if api == "completions" else COUNT
+
+    async def scenario(lab: Lab) -> None:
+        async with lab.session.post(lab.base + target.path, data=target.build(PROMPT)) as answer:
+            assert answer.status == 200
+            payload = await answer.read()
+        exchange = Exchange(ScheduledRequest(0, 0, 0, 0, 0, 0, 1, 1), 0, target.reader(), keep_text=True)
+        kind = answer.headers["content-type"]
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {len(payload)}\r\n\r\n"
+        assert exchange.take(head.encode() + payload, 1)
+        assert exchange.status == "ok", exchange.error
+        assert exchange.usage is not None
+        assert (exchange.usage.input_tokens, exchange.usage.output_tokens) == (counted, 6)
+        assert len(exchange.text.split()) == 6
+        assert len(exchange.chunk_ns) == (6 if stream else 0)
+
+    against(FAST, scenario)
+
+
+@pytest.mark.parametrize("api", ["embeddings", "rerank", "score"])
+def test_a_target_that_generates_nothing_reads_what_the_lab_answers(api: str) -> None:
+    target = make_target(TargetSpec(api, MODEL, "vllm"))
+    prompt = msgspec.structs.replace(RANKED, documents=("the old river", "a door"))
+    counted = 2 + 3 + 2 if api == "embeddings" else 2 * 2 + 3 + 2
+
+    async def scenario(lab: Lab) -> None:
+        async with lab.session.post(lab.base + target.path, data=target.build(prompt)) as answer:
+            chunk = target.parse_answer(await answer.read())
+        assert (answer.status, chunk.error) == (200, None)
+        assert chunk.usage is not None and chunk.usage.input_tokens == counted
+
+    against(FAST, scenario)

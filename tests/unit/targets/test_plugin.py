@@ -135,3 +135,12 @@ def test_an_answer_that_is_no_chunk_is_told(plugin: Callable[..., None]) -> None
     plugin("echo_text", GOOD.replace("Chunk(content=True, text=body.decode())", "body.decode()"), "echo")
     with pytest.raises(ValueError, match="parse_answer returned a value of type str, and must return a Chunk"):
         make(spec("plugin:echo")).parse_answer(b"yes")
+
+
+def test_the_example_of_the_how_to_works_as_it_stands(plugin: Callable[..., None]) -> None:
+    page = (Path(__file__).parents[3] / "docs" / "how-to" / "write-a-target.md").read_text()
+    plugin("my_target", page.partition("```python\n")[2].partition("```")[0])
+    target = make(spec("plugin:my_target:make", voice="loud"))
+    assert b'"voice": "loud"' in target.build(Prompt.of("hi", 3))
+    assert target.parse_event(b"", b'{"said": "x"}').text == "x"
+    assert target.parse_answer(b'{"said": "x", "end": "stop"}').finish_reason == "stop"
