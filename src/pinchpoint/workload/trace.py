@@ -14,7 +14,10 @@ import numpy as np
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.errors import UsageError
 from pinchpoint.plan import STAGE_REQUESTS_MAX, TURNS_MAX, ReplayStage, StageSpec, TimeUnit
+from pinchpoint.workload.prefixes import PrefixTree, PrefixTreeBuilder
 from pinchpoint.workload.traces.files import decimal, instant_ns, opened, rows, tokens, value
+from pinchpoint.workload.traces.read import read_log
+from pinchpoint.workload.traces.table import RequestLog
 
 SHARED_BY_MIN = 2
 """Requests that have a block in common, for it to be a shared one."""
