@@ -105,7 +105,7 @@ WRONG = [
     ("no path", GOOD.replace("/echo", "echo"), "plugin:echo", "path is 'echo', and must be"),
     ("a wrong framing", GOOD.replace("False\n", "False\n    framing = 'xml'\n", 1), "plugin:echo", "framing is 'xml'"),
     ("wrong headers", GOOD.replace("False\n", "False\n    headers = (1,)\n", 1), "plugin:echo", "headers is (1,)"),
-    ("text for a body", GOOD.replace(").encode()", ")"), "plugin:echo", "build returned a value of type str, and must return bytes"),
+    ("text for a body", GOOD.replace(").encode()", ")"), "plugin:echo", "build returned a value of type str, and must"),
     ("build raises", GOOD.replace("if self.loud", "if self.laud"), "plugin:echo", "build raised AttributeError"),
     ("its own complaint", "from pinchpoint.errors import UsageError\ndef make(spec):\n    raise UsageError('no!')",
      "plugin:echo", "no!"),
