@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--slots", type=int, default=1)
     parser.add_argument("--port", type=int, default=8080)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--context-tokens", type=int, default=CONTEXT_TOKENS_PER_SLOT, help="of each slot; up to 8192")
     parser.add_argument("--embeddings", action="store_true")
     arguments = parser.parse_args()
     if any(os.environ.get(name) != value for name, value in PASSIVE.items()):
@@ -44,7 +45,7 @@ def main() -> None:
     params.model.path = model_path()
     params.model_alias = {"smollm2"}
     params.n_parallel = arguments.slots
-    params.n_ctx = CONTEXT_TOKENS_PER_SLOT * arguments.slots
+    params.n_ctx = arguments.context_tokens * arguments.slots
     params.cont_batching = True
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = arguments.threads
     if arguments.embeddings:
