@@ -188,6 +188,13 @@ def make(spec: TargetSpec) -> Target:
 """
 
 
+FAILS_AT_TIMES = """written = 0
+
+    def build(self, prompt):
+        self.written += 1
+        if self.written % 3 == 0: raise KeyError("every third")"""
+
+
 @pytest.fixture
 def site(tmp_path: Path) -> dict[str, str]:
     """A directory with an installed distribution that offers the plug-in `plain`."""
@@ -209,6 +216,21 @@ def test_a_plug_in_is_loaded_here_and_in_the_load_processes(
     records = records_of(tmp_path)
     assert values(records, "status") == {"ok"}
     assert values(records, "finish_reason") == {"stop"}
+
+
+def test_a_request_that_a_plug_in_cannot_write_is_dropped_and_the_load_goes_on(
+    service: str, load: Load, tmp_path: Path, site: dict[str, str]
+) -> None:
+    module = tmp_path / "site" / "tiny_target.py"
+    module.write_text(PLUGIN.replace("def build(self, prompt):", FAILS_AT_TIMES))
+    done = load(service, "--api", "plugin:plain", *LENGTHS, env=site)
+    assert "Traceback" not in done.stderr
+    records = records_of(tmp_path)
+    assert len(records) == REQUESTS
+    assert values(records, "status") == {"ok", "dropped"}
+    assert {record["error"] for record in records if record["status"] == "dropped"} == {
+        "the plug-in plain: build raised KeyError: 'every third' (tiny_target.py, line 13)"
+    }
 
 
 def test_a_plug_in_that_is_not_there_is_told_with_those_that_are(

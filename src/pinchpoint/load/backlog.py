@@ -33,11 +33,15 @@ class Slot(NamedTuple):
 
 
 class Body(NamedTuple):
-    """The bytes of a request, how many tokens of input they were meant to be, and how many of these others share."""
+    """The bytes of a request, how many tokens of input they were meant to be, and how many of these others share.
+
+    problem: why there are no bytes; the target could not write this request.
+    """
 
     data: bytes
     input_tokens: int
     shared_tokens: int = 0
+    problem: str | None = None
 
 
 Write = Callable[[ScheduledRequest], Body]

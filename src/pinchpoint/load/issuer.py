@@ -359,7 +359,11 @@ class Issuer:
 
     def _write(self, row: ScheduledRequest) -> Body:
         prompt = self._content.write(row)
-        return Body(self._targets[self._target_of(row)].build(prompt), prompt.input_tokens, prompt.shared_tokens)
+        try:
+            data, problem = self._targets[self._target_of(row)].build(prompt), None
+        except ValueError as error:
+            data, problem = b"", str(error)
+        return Body(data, prompt.input_tokens, prompt.shared_tokens, problem)
 
     def _exchange(self, row: ScheduledRequest, due_ns: int) -> Exchange:
         keep_text = self._content.counts_answers or self._content.remembers(row)
@@ -374,6 +378,10 @@ class Issuer:
         exchange.backend = self._pool.backend_of(row.session_id)
         self.issued += 1
         self.in_flight[row.request_id] = exchange
+        if body.problem is not None:
+            exchange.fail("dropped", body.problem)
+            self._done(exchange)
+            return
         if self._habits.retries:
             self._bodies[row.request_id] = body.data
         self._attempt(exchange, body.data)

@@ -6,6 +6,7 @@ what is in flight, so that it can decide while the step runs. Records are writte
 Interrupts are the controller's business: the process ignores SIGINT and ends when the pipe closes or says so.
 """
 
+import contextlib
 import gc
 import itertools
 import os
@@ -139,7 +140,8 @@ class _Worker:
         row = ScheduledRequest(0, 0, 0, 0, 0, 0, REHEARSED_TOKENS, REHEARSED_TOKENS)
         self._config.content.prepare()
         for target in self._targets:
-            target.build(Prompt.of("", 1))
+            with contextlib.suppress(ValueError):  # what cannot be written is told of the request that it happens to
+                target.build(Prompt.of("", 1))
         self._records.rehearse(self._row_of(Exchange(row, 0, self._targets[0]), None, None, None))
         self._samples.rehearse((0, 0, "client", "", "", "", 0.0))
         self._health.read()

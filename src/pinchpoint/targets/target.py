@@ -84,7 +84,8 @@ class Target(Protocol):
     key_header: str = ""
 
     def build(self, prompt: Prompt) -> bytes:
-        """The body of a request (for gRPC: the serialised message)."""
+        """The body of a request (for gRPC: the serialised message). Raises ValueError when it cannot be written, and
+        that request is then dropped."""
         ...
 
     def parse_event(self, event: bytes, data: bytes) -> Chunk:
