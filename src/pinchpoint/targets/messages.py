@@ -3,6 +3,9 @@
 Counts come in two events. The first one's output count is a beginning and not a count, so only the last one's is taken.
 Anthropic and llama.cpp leave tokens that were read from the cache, or written to it, out of `input_tokens`; they
 belong to the input, and are added. vLLM gives the sum, and no counts of a cache.
+
+The length of an answer is only bounded: vLLM and llama.cpp take `ignore_eos` in this API and do not heed it, so it is not
+sent, and an answer may end before its planned length.
 """
 
 from typing import Any
@@ -10,7 +13,7 @@ from typing import Any
 import msgspec
 
 from pinchpoint.prompt import Image, Prompt
-from pinchpoint.targets.forms import ignores_eos, merged, split_system
+from pinchpoint.targets.forms import merged, split_system
 from pinchpoint.targets.reading import as_text, decoded
 from pinchpoint.targets.target import EMPTY, Chunk, Target, TargetSpec, Usage, count, error_text
 from pinchpoint.targets.template import Templates
@@ -21,8 +24,6 @@ VERSION = ("anthropic-version", "2023-06-01")
 """The API wants one; there has been no other since."""
 CALLS = ("tool_use", "server_tool_use", "mcp_tool_use")
 """Blocks that begin with the name of what is called, which the model wrote."""
-TAKES_IGNORE_EOS = ("llama.cpp",)
-"""Of the engines that know `ignore_eos`, those that heed it in this API."""
 
 
 class MessagesTarget(Target):
@@ -36,7 +37,6 @@ class MessagesTarget(Target):
         self.path = spec.path or PATH
         self.stream = spec.stream
         self._fixed: dict[str, Any] = {"model": spec.model, "stream": spec.stream}
-        self._until_planned = ignores_eos(spec.engine) if spec.engine in TAKES_IGNORE_EOS else {}
         self._extra = extra
         self._templates = Templates(_Counts().event)
 
@@ -51,9 +51,7 @@ class MessagesTarget(Target):
             body["system"] = system
         if prompt.tools:
             body["tools"] = [_tool(tool) for tool in prompt.tools]
-        if prompt.schema is None:
-            body |= self._until_planned
-        else:
+        if prompt.schema is not None:
             body["output_config"] = {"format": {"type": "json_schema", "schema": prompt.schema}}
         return msgspec.json.encode(merged(body, self._extra) if self._extra else body)
 

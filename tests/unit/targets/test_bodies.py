@@ -97,9 +97,10 @@ def test_messages_have_the_system_beside_the_conversation() -> None:
         ("chat", "openai-compatible", False),
         ("completions", "llama.cpp", True),
         ("responses", "vllm", True),
+        ("responses", "llama.cpp", True),
         ("responses", "sglang", False),
         ("messages", "vllm", False),
-        ("messages", "llama.cpp", True),
+        ("messages", "llama.cpp", False),
     ],
 )
 def test_the_end_of_a_sequence_is_ignored_where_api_and_engine_heed_it(api: str, engine: str, heeds: bool) -> None:
