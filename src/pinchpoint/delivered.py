@@ -454,9 +454,13 @@ def _notes(
     if not o.ok.any():
         return ()
     notes = []
-    if prompts is None:
+    if prompts is None and np.isfinite(o.input_tokens).any():
+        notes.append(
+            "how many tokens these prompts are is the model's own matter (pictures, functions), so not compared"
+        )
+    elif prompts is None:
         notes.append("the service does not count prompt tokens, so their length is not proven")
-    if outputs is None:
+    if outputs is None and (o.requested_output_tokens[o.ok] > 0).any():
         notes.append("the service does not count the tokens of its answers, so their length is not proven")
     if cached_ratio is None:
         notes.append("the service does not tell what its prefix cache answered, so a cache cannot be ruled out")

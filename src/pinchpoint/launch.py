@@ -46,6 +46,8 @@ from pinchpoint.workload.trace import forest
 
 RUNS_DIRECTORY = "pinchpoint-runs"
 DEFAULT_API = "chat"
+PAIRING = frozenset({"rerank", "score"})
+"""Targets that read the query once with each document."""
 TEMPLATED = frozenset({"chat", "responses", "messages", "ollama", "ollama-generate"})
 """Targets whose services put the model's chat template around prompts."""
 DEFAULT_KEY_ENV = "PINCHPOINT_API_KEY"
@@ -289,6 +291,7 @@ def fitted(traffic: Traffic, specs: Sequence[TargetSpec]) -> Traffic:
     for i, one in enumerate(traffic.classes):
         target = targets[i if len(targets) > 1 else 0]
         templated, generates = target.name in TEMPLATED, target.generates
+        one = msgspec.structs.replace(one, paired=target.name in PAIRING)
         turns = one.turns if generates else "1"
         classes.append(msgspec.structs.replace(one, templated=templated, generates=generates, turns=turns))
     return msgspec.structs.replace(traffic, classes=tuple(classes))

@@ -26,7 +26,8 @@ class Prompt(msgspec.Struct, frozen=True):
     """One request.
 
     messages: a system message first, if any; then the conversation so far; the last is the user's. input_tokens: the
-    whole input as it was planned, with history and what the service's template adds as far as that is known.
+    whole input as it was planned, with history and what the service's template adds as far as that is known; 0 where it
+    cannot be told beforehand (pictures).
     max_output_tokens: 0 where nothing is generated (embeddings, ranking). shared_tokens: of input_tokens, those that
     other requests begin with too: template, system prompt, shared beginning, history. images belong to the last
     message. tools: JSON-schema functions as `{"name", "description", "parameters"}`. schema: the answer must be JSON of

@@ -69,6 +69,8 @@ class TrafficClass(msgspec.Struct, frozen=True):
     context_tokens: int | None = None
     templated: bool = True
     """Whether the service puts a chat template around the messages."""
+    paired: bool = False
+    """Whether the target reads the message once with each document, as rankers do."""
     generates: bool = True
     """Whether the target generates; else no output is asked, whatever the laws say."""
 

@@ -189,6 +189,8 @@ class ContentWriter:
         own = self._unique(one.content, row.request_id, own_tokens, FRAMES[one.content], MESSAGE_END[one.content])
         documents = self._documents(one, row)
         documents_tokens = one.documents.count * one.documents.tokens if one.documents is not None else 0
+        if one.paired and one.documents is not None:  # the message is read once with each of them
+            documents_tokens += (one.documents.count - 1) * own_tokens
         inside = documents if row.max_output_tokens > 0 else ()  # what generates reads them as part of the message
         user = Message("user", "".join([shared, *inside, own]))
         tokens = own_tokens + shared_tokens + documents_tokens
@@ -201,9 +203,10 @@ class ContentWriter:
             tokens += sum(said.tokens) if said is not None else 0
         if one.system_tokens:
             messages.insert(0, self._system(row.class_id, one))
+        planned = round(tokens + added + one.system_tokens + self._tools_tokens(row.class_id))
         return Prompt(
             tuple(messages),
-            round(tokens + added + one.system_tokens + self._tools_tokens(row.class_id)),
+            planned if self._counts(row.class_id, one) else 0,
             row.max_output_tokens,
             round(tokens + added + one.system_tokens - own_tokens - documents_tokens),
             images=self._images(one, row),
@@ -256,6 +259,12 @@ class ContentWriter:
 
     def _message_tokens(self, class_id: int) -> float:
         return self._table.message_tokens if self._has_roles(class_id) else 0.0
+
+    def _counts(self, class_id: int, one: TrafficClass) -> bool:
+        """Whether the tokens of a whole request can be told beforehand. What a picture is worth is the model's own
+        matter, and so are functions where the service does not count them."""
+        tools = self._table.tools_tokens[class_id] if class_id < len(self._table.tools_tokens) else None
+        return one.images is None and (not one.tools or tools is not None)
 
     def _tools_tokens(self, class_id: int) -> float:
         known = self._table.tools_tokens
