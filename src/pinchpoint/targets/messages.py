@@ -4,8 +4,8 @@ Counts come in two events. The first one's output count is a beginning and not a
 Anthropic and llama.cpp leave tokens that were read from the cache, or written to it, out of `input_tokens`; they
 belong to the input, and are added. vLLM gives the sum, and no counts of a cache.
 
-The length of an answer is only bounded: vLLM and llama.cpp take `ignore_eos` in this API and do not heed it, so it is not
-sent, and an answer may end before its planned length.
+The length of an answer is only bounded: vLLM and llama.cpp take `ignore_eos` in this API and do not heed it, so it is
+not sent, and an answer may end before its planned length.
 """
 
 from typing import Any
