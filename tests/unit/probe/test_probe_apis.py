@@ -223,13 +223,7 @@ def test_triton_is_asked_as_its_model_describes_itself(engine: FakeEngine) -> No
         "output": "y",
     }
     spec = TargetSpec("kserve", "resnet", options=facts.api_options)
-    assert json.loads(make_target(spec).build(make_prompt()))["inputs"][0]["shape"] == [1, 2, 2]
-
-
-def make_prompt() -> Any:
-    from pinchpoint.prompt import Prompt
-
-    return Prompt.of("a", 1)
+    assert json.loads(make_target(spec).build(Prompt.of("a", 1)))["inputs"][0]["shape"] == [1, 2, 2]
 
 
 def test_triton_lists_its_models_where_it_may(engine: FakeEngine) -> None:
