@@ -229,10 +229,10 @@ class Rpc:
         self._channels: list[list[Any]] = []
         self._turns = itertools.count()
         self._loop = asyncio.new_event_loop()
-        started = threading.Event()
-        self._thread = threading.Thread(target=self._run, args=(started,), name="grpc", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="grpc", daemon=True)
         self._thread.start()
-        started.wait()
+        if not new_connections:
+            asyncio.run_coroutine_threadsafe(self._open_all(), self._loop).result()
 
     # -- called by the load loop -----------------------------------------------------------------------------------
 
@@ -282,17 +282,18 @@ class Rpc:
 
     # -- on the thread -----------------------------------------------------------------------------------------------
 
-    def _run(self, started: threading.Event) -> None:
+    def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        if not self._new_connections:
-            for backend in range(len(self._addresses)):
-                self._channels.append([self._open(backend) for _ in range(self._channels_each)])
-                for channel in self._channels[backend]:
-                    channel.get_state(try_to_connect=True)
-        started.set()
         self._loop.run_forever()
         self._loop.run_until_complete(self._close_all())
         self._loop.close()
+
+    async def _open_all(self) -> None:
+        """All channels begin to connect, so that the first calls do not wait for it."""
+        for backend in range(len(self._addresses)):
+            self._channels.append([self._open(backend) for _ in range(self._channels_each)])
+            for channel in self._channels[backend]:
+                channel.get_state(try_to_connect=True)
 
     async def _close_all(self) -> None:
         tasks = list(self._tasks.values())

@@ -2,6 +2,7 @@
 
 import select
 import ssl
+import time
 from collections.abc import Sequence
 
 from pinchpoint.load.rpc import CallEnd, Rpc, address_of, trusted
@@ -53,10 +54,12 @@ def _ask(rpc: Rpc, method: str, body: bytes, headers: Sequence[tuple[str, str]])
     metadata = [(name.lower(), value) for name, value in headers]
     key = rpc.send(method, body, timeout_s=ASK_TIMEOUT_S, metadata=metadata)
     answer: bytes | None = None
-    while True:
+    deadline_s = time.monotonic() + 2 * ASK_TIMEOUT_S
+    while time.monotonic() < deadline_s:
         select.select([rpc.fd], [], [], POLL_S)
         for event in rpc.take():
             if event.key == key and event.kind == "message":
                 answer = event.payload
             elif event.key == key and isinstance(event.payload, CallEnd):
                 return answer
+    return None
