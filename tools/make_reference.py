@@ -333,11 +333,11 @@ def exit_codes_block() -> str:
 
 
 VERDICT_STRUCTS = (
-    "Verdict Slo Capacity StageResult Finding Evidence Remedy NotEvaluable ValidityReason TargetFacts Limits".split()
+    "Verdict Slo Capacity StageResult ClassResult Finding Evidence Remedy NotEvaluable ValidityReason TargetFacts Limits".split()
 )
 LOAD_STRUCTS = {
-    measure: "Tally RetryAfter Tokens Metric WorkerShare".split(),
-    delivered: "Delivery PerSecond ArrivalFit ConcurrencyFit Lengths".split(),
+    measure: "Tally RetryAfter Tokens Metric Attainment WorkerShare".split(),
+    delivered: "Delivery PerSecond ArrivalFit ConcurrencyFit Lengths ClassLengths".split(),
 }
 
 

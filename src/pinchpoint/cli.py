@@ -317,7 +317,10 @@ def probe(
     url: str,
     /,
     *,
-    model: str | None = None,
+    model: Model = None,
+    api: Api = None,
+    template: Template = None,
+    api_option: ApiOptions = (),
     api_key_env: KeyEnv = None,
     api_key_file: KeyFile = None,
     ca_file: CaFile = None,
@@ -330,10 +333,19 @@ def probe(
     from pinchpoint.plan import build_plan
     from pinchpoint.probe import probe as probe_service
     from pinchpoint.report.facts import facts_text
+    from pinchpoint.requestflags import api_values
 
     keys = {"api_key_env": api_key_env, "api_key_file": str(api_key_file) if api_key_file else None}
-    key = read_api_key(build_plan({"url": url, "seed": 0, **{k: v for k, v in keys.items() if v is not None}}))
-    facts = probe_service(url, model=model, api_key=key, ca_file=str(ca_file) if ca_file else None)
+    spoken = api_values(api, template, api_option)
+    asked = build_plan({"url": url, "seed": 0, **spoken, **{k: v for k, v in keys.items() if v is not None}})
+    facts = probe_service(
+        url,
+        model=model,
+        api=asked.api,
+        api_options=asked.api_options,
+        api_key=read_api_key(asked),
+        ca_file=str(ca_file) if ca_file else None,
+    )
     if as_json:
         _print_json({"schema": "pinchpoint.probe/1", **msgspec.to_builtins(facts)})
     else:

@@ -90,7 +90,7 @@ def generate(
         raise UsageError(f"--duration {duration} is no time at all; give one above 0, such as 60s")
     slos_of(asked, resolve(asked, None))
     shape = None if trace is None else shape_of(trace)
-    facts = probe(url, model=model, api_key=read_api_key(asked), ca_file=asked.ca_file)
+    facts = probe(url, model=model, api=api, api_key=read_api_key(asked), ca_file=asked.ca_file)
     text = propose(asked, facts, look(asked), stage_s=stage_s, trace=shape)
     if out is None:
         sys.stdout.write(text)

@@ -10,7 +10,7 @@ import re
 import socket
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import msgspec
@@ -46,6 +46,8 @@ from pinchpoint.workload.trace import forest
 
 RUNS_DIRECTORY = "pinchpoint-runs"
 DEFAULT_API = "chat"
+DEFAULT_MODEL = "default"
+"""Named when nobody says which one: servers of one model take any name."""
 PAIRING = frozenset({"rerank", "score"})
 """Targets that read the query once with each document."""
 TEMPLATED = frozenset({"chat", "responses", "messages", "ollama", "ollama-generate"})
@@ -271,16 +273,24 @@ def target_specs(
     """By class_id; a single one where all classes have the same. Each is made once, so that what is wrong with it is
     told before any load. Raises UsageError."""
     assert facts.model is not None
-    own = plan.api or facts.api or DEFAULT_API
+    own = plan.api or facts.api_name or facts.api or DEFAULT_API
     specs = []
     for one in traffic.classes:
         api = one.api or own
-        options = plan.api_options if api == own else {}
+        options = {**facts.api_options, **plan.api_options} if api == own else {}
         specs.append(TargetSpec(api, facts.model, facts.engine, stream, usage, options=options))
     distinct = list(dict.fromkeys(msgspec.json.encode(spec) for spec in specs))
     for spec in specs:
         make_target(spec)
     return tuple(specs) if len(distinct) > 1 else tuple(specs[:1])
+
+
+def with_key_headers(access: Access, specs: Sequence[TargetSpec], api_key: str | None) -> Access:
+    """The API key also in the headers in which targets want it, unless the user gave such a header."""
+    given = {name.lower() for name, _ in access.headers}
+    wanted = dict.fromkeys(make_target(spec).key_header for spec in specs)
+    more = tuple((name, api_key) for name in wanted if name and api_key and name.lower() not in given)
+    return replace(access, headers=(*access.headers, *more))
 
 
 def fitted(traffic: Traffic, specs: Sequence[TargetSpec]) -> Traffic:

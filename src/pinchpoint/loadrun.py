@@ -20,6 +20,7 @@ from pinchpoint.errors import GuardError, PinchpointError, UsageError
 from pinchpoint.fetch import FetchError, exchange, tls_context
 from pinchpoint.launch import (
     DEFAULT_API,
+    DEFAULT_MODEL,
     Access,
     RunOutcome,
     begin_run,
@@ -35,6 +36,7 @@ from pinchpoint.launch import (
     tell_host,
     tell_lost,
     users_of,
+    with_key_headers,
     worker_configs,
     worker_count,
 )
@@ -72,8 +74,6 @@ DRAIN_SPARE_S = 5.0
 """Requests end by their own timeouts; a load process that does not end one is given up so much later."""
 MODELS_TIMEOUT_S = 2.0
 MODELS_BYTES_MAX = 1 << 20
-DEFAULT_MODEL = "default"
-"""Named when nobody says which one: servers of one model take any name."""
 OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
 """`owned_by` of /v1/models -> engine, so that answers of the asked length can be asked for."""
 
@@ -110,6 +110,7 @@ def run_load(
         specs = target_specs(plan, facts, traffic, stream=plan.stream, usage=usage)
         specs = described(specs, access.endpoints, access.headers, _tls(plan, access))
         traffic = fitted(traffic, specs)
+        access = with_key_headers(access, specs, api_key)
         table = token_table(plan, facts, traffic, access, ask=bool(facts.models))
         limits, problems = check_host(plan, traffic, workers, len(access.endpoints), force=force)
         writer = begin_run(plan, facts, out, command=command, plan_file=plan_file)

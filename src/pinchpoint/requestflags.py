@@ -32,6 +32,17 @@ def request_values(
     shape |= {key: value for key, value in counts.items() if value is not None}
     if shape:
         values["workload"] = {**shape, "exact": True} if exact else shape
+    values |= api_values(api, template, api_options)
+    if tokenizer in ("service", "estimate"):
+        values["tokenizer"] = {"source": tokenizer}
+    elif tokenizer is not None:
+        values["tokenizer"] = {"source": "file", "file": tokenizer}
+    return values
+
+
+def api_values(api: str | None, template: Path | None, api_options: tuple[str, ...]) -> dict[str, Any]:
+    """Of the flags that say what a service speaks. Raises UsageError as request_values."""
+    values: dict[str, Any] = {}
     if template is not None:
         if api not in (None, "custom"):
             raise UsageError(f"--template is the custom target's; leave out --api {api}")
@@ -41,10 +52,6 @@ def request_values(
         values["api"] = api
     if api_options:
         values["api_options"] = {**values.get("api_options", {}), **dict(_option(text) for text in api_options)}
-    if tokenizer in ("service", "estimate"):
-        values["tokenizer"] = {"source": tokenizer}
-    elif tokenizer is not None:
-        values["tokenizer"] = {"source": "file", "file": tokenizer}
     return values
 
 

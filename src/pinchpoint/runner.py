@@ -12,6 +12,7 @@ import msgspec
 from pinchpoint.clock import monotonic_ns
 from pinchpoint.errors import PinchpointError, TargetError, UsageError
 from pinchpoint.launch import (
+    DEFAULT_MODEL,
     RunOutcome,
     begin_run,
     check_host,
@@ -24,6 +25,7 @@ from pinchpoint.launch import (
     tell_hellos,
     tell_host,
     tell_lost,
+    with_key_headers,
     worker_configs,
     worker_count,
 )
@@ -101,20 +103,30 @@ def run_live(
     check_writable(out)
     access = open_access(plan, api_key)
     on_progress(_probing())
-    facts = probe(plan.url, model=plan.model, api_key=api_key, ca_file=plan.ca_file)
+    facts = probe(
+        plan.url,
+        model=plan.model,
+        api=plan.api,
+        api_options=plan.api_options,
+        api_key=api_key,
+        ca_file=plan.ca_file,
+    )
     if plan.metrics_url is not None:
         facts = msgspec.structs.replace(facts, metrics_url=plan.metrics_url)
+    if facts.model is None and plan.api is not None:  # whoever names the API of a service knows whether it takes a name
+        facts = msgspec.structs.replace(facts, model=DEFAULT_MODEL)
     if facts.api is not None and facts.model is None:
         raise UsageError(f"{facts.url} does not list its models; name the one to load with --model")
     if facts.api is None or facts.model is None:
         raise TargetError(
-            f"{facts.url} answers neither /v1/chat/completions nor /v1/completions; "
-            "see `pinchpoint probe` for what it does answer"
+            f"{facts.url} answers in no API that was tried; see `pinchpoint probe` for what it does answer, and name "
+            "the API with --api"
         )
     stream = plan.stream and facts.streaming is not False
     traffic = resolve(plan, facts.limits.context_tokens)
     specs = target_specs(plan, facts, traffic, stream=stream, usage=facts.usage_in_stream is not False)
     traffic = fitted(traffic, specs)
+    access = with_key_headers(access, specs, api_key)
     table = token_table(plan, facts, traffic, access)
     shared_host = bool(facts.server_pids) or access.local
     workers = worker_count(plan, shared_host=shared_host)

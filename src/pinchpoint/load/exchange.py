@@ -589,10 +589,9 @@ class Exchange:
     def _settle_stream(self, sse: SseParser | NdjsonParser) -> None:
         if self.first_byte_ns is not None and not sse.recognised:
             self.status, self.error = "malformed", "the answer is declared as an event stream and is none"
-        elif not self._reader.needs_finish:
-            self.status = "ok" if self.chunk_ns else "truncated"
-            self.error = None if self.chunk_ns else "the stream ended without any text"
-        elif self.finish_reason is None and not (self.saw_done and self.chunk_ns):
+        elif not self._reader.needs_finish and not self.chunk_ns:
+            self.status, self.error = "truncated", "the stream ended without any text"
+        elif self._reader.needs_finish and self.finish_reason is None and not (self.saw_done and self.chunk_ns):
             self.status, self.error = "truncated", "the stream ended without a finish reason or an end mark"
         elif sse.pending and sse.unfinished != STREAM_END:  # some leave out the blank line behind the last event
             self.status, self.error = "truncated", "the stream ended inside an event"
