@@ -73,7 +73,7 @@ class KserveGrpcTarget(Target):
         self.stream = spec.stream
         self.path = STREAM_PATH if spec.stream else INFER_PATH
         self.channels = options.count("channels", 1)
-        self._model = spec.model
+        self._model, self._version = spec.model, options.text("version", "")
         self._tensors = TensorOptions.of(spec, length_input=LENGTH_INPUT, shape=(1, 1))
         self._sampling_input = options.text("sampling_input", "")
         if self._sampling_input and "length_input" not in spec.options:
@@ -86,7 +86,7 @@ class KserveGrpcTarget(Target):
         self._streamed = messages["ModelStreamInferResponse"]
 
     def build(self, prompt: Prompt) -> bytes:
-        request = self._request(model_name=self._model)
+        request = self._request(model_name=self._model, model_version=self._version)
         tensors = self._tensors
         if not tensors.is_text:
             request.inputs.add(name=tensors.input, datatype=tensors.datatype, shape=tensors.shape)

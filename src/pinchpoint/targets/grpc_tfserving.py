@@ -50,6 +50,10 @@ class TfServingGrpcTarget(Target):
         options = Options(spec)
         self.channels = options.count("channels", 1)
         self._model = spec.model
+        version = options.text("version", "")
+        if version and not (version.isascii() and version.isdecimal()):
+            raise options.error("version", "a whole number, as text")
+        self._version = int(version) if version else None
         self._signature = options.text("signature_name", DEFAULT_SIGNATURE)
         self._tensors = TensorOptions.of(spec, length_input="", shape=(1,))
         self.generates = self._tensors.generates
@@ -59,6 +63,8 @@ class TfServingGrpcTarget(Target):
     def build(self, prompt: Prompt) -> bytes:
         request = self._request()
         request.model_spec.name = self._model
+        if self._version is not None:
+            request.model_spec.version.value = self._version
         request.model_spec.signature_name = self._signature
         tensors = self._tensors
         if tensors.is_text:

@@ -46,8 +46,10 @@ OPTIONS = {
 
 
 CHANNELS_OPTION = {"channels": "gRPC channels, and so connections, of each load process; default 1"}
+VERSION_OPTION = {"version": "of the model; default is the service's own choice"}
 KSERVE_GRPC_OPTIONS = {
     **OPTIONS,
+    **VERSION_OPTION,
     "stream_input": 'name of the BOOL tensor that asks for a stream; "" for none',
     "sampling_input": "name of the text tensor that takes sampling parameters as JSON, as Triton's vLLM backend has it",
     **CHANNELS_OPTION,
@@ -55,6 +57,7 @@ KSERVE_GRPC_OPTIONS = {
 """Those that are not given are taken from the metadata of the model, where the service has them."""
 TFSERVING_GRPC_OPTIONS = {
     **OPTIONS,
+    **VERSION_OPTION,
     "signature_name": "of the model that is asked; default serving_default",
     **CHANNELS_OPTION,
 }

@@ -179,6 +179,13 @@ def test_predict_of_numbers_is_what_the_stub_writes() -> None:
     assert not target.generates
 
 
+def test_a_version_of_the_model_can_be_picked() -> None:
+    assert KSERVE["ModelInferRequest"].FromString(kserve(version="3").build(PROMPT)).model_version == "3"
+    assert SERVING["PredictRequest"].FromString(serving(version="3").build(PROMPT)).model_spec.version.value == 3
+    with pytest.raises(UsageError, match="whole number"):
+        serving(version="newest")
+
+
 def test_an_answer_of_predict_without_the_output_says_which_it_has() -> None:
     with pytest.raises(ValueError, match="no output reply; it has text_output"):
         serving(length_input="max_tokens", output="reply").parse_answer(recorded("tensorflow-text.answer"))
