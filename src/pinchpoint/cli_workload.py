@@ -45,9 +45,9 @@ def fit(
     import msgspec
 
     from pinchpoint.units import parse_duration_s
-    from pinchpoint.workload.fit import learn
     from pinchpoint.workload.fit_plan import fit_plan
     from pinchpoint.workload.fitness import quality
+    from pinchpoint.workload.learning import learn
     from pinchpoint.workload.traces.read import read_log
 
     for path in (out, plot):

@@ -4,14 +4,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from pinchpoint.fitted import FitQuality
-from pinchpoint.workload.fit import Fit
 from pinchpoint.workload.fitness import plan_tables
+from pinchpoint.workload.learning import Learnt
 from pinchpoint.workload.toml_text import toml_value
 
 LINE_CHARS = 110
 
 
-def fit_plan(fit: Fit, found: FitQuality, *, name: str, url: str | None, seed: int, duration_s: float | None) -> str:
+def fit_plan(fit: Learnt, found: FitQuality, *, name: str, url: str | None, seed: int, duration_s: float | None) -> str:
     """TOML text. duration_s: the profile of the rate is played in so long instead of in the trace's own time."""
     tables = plan_tables(fit, name)
     one, stage = tables["workload"]["classes"][0], tables["stages"][0]

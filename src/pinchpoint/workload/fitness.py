@@ -15,7 +15,7 @@ from pinchpoint.clock import NS_PER_S
 from pinchpoint.fitted import Curve, FitQuality, Match
 from pinchpoint.plan import build_plan
 from pinchpoint.workload.classes import resolve
-from pinchpoint.workload.fit import Fit, learn, own_lengths, shared_tokens, window_s
+from pinchpoint.workload.learning import Learnt, learn, own_lengths, shared_tokens, window_s
 from pinchpoint.workload.schedule import Scheduler
 from pinchpoint.workload.traces.table import RequestLog
 
@@ -78,7 +78,7 @@ def quality(log: RequestLog, name: str, seed: int = 1) -> FitQuality:
     )
 
 
-def describe(fit: Fit) -> tuple[str, ...]:
+def describe(fit: Learnt) -> tuple[str, ...]:
     """What was learnt, a line each."""
     lines = []
     arrivals = fit.arrivals
@@ -107,7 +107,7 @@ def describe(fit: Fit) -> tuple[str, ...]:
 # -- loads to compare with ---------------------------------------------------------------------------------------------
 
 
-def plan_tables(fit: Fit, name: str) -> dict:
+def plan_tables(fit: Learnt, name: str) -> dict:
     """The parts of a plan that the fit makes: one class and one stage."""
     one: dict = {
         "name": name,
@@ -131,7 +131,9 @@ def plan_tables(fit: Fit, name: str) -> dict:
     return {"workload": {"classes": [one]}, "stages": [stage]}
 
 
-def _made(fit: Fit, span_s: float, blocks_s: float | None, grid_s: np.ndarray | None, count: int, seed: int) -> Sample:
+def _made(
+    fit: Learnt, span_s: float, blocks_s: float | None, grid_s: np.ndarray | None, count: int, seed: int
+) -> Sample:
     """What the fit's own plan makes, in the blocks that were held back."""
     tables = plan_tables(fit, "fit")
     if fit.arrivals is None:
