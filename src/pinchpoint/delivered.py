@@ -462,6 +462,8 @@ def _notes(
         notes.append("the service does not count prompt tokens, so their length is not proven")
     if outputs is None and (o.requested_output_tokens[o.ok] > 0).any():
         notes.append("the service does not count the tokens of its answers, so their length is not proven")
+    if not np.isfinite(o.timestamp_error_s[o.ok]).any():
+        notes.append("arrivals were stamped in user space, after they had been read; how late is not known")
     if cached_ratio is None:
         notes.append("the service does not tell what its prefix cache answered, so a cache cannot be ruled out")
     return tuple(notes)

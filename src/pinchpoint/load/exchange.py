@@ -137,6 +137,9 @@ class Exchange:
         "usage",
     )
 
+    stamps_bounded = True
+    """Whether it is known how far off a stamp can be."""
+
     def __init__(self, row: ScheduledRequest, scheduled_ns: int, reader: Target, *, keep_text: bool = False) -> None:
         """keep_text: `text` is wanted once the answer has ended."""
         self.row = row

@@ -118,6 +118,7 @@ class RpcExchange(Exchange):
     """
 
     __slots__ = ("handed_ns", "key", "messages")
+    stamps_bounded = False
 
     def __init__(self, row: ScheduledRequest, scheduled_ns: int, reader: Target, *, keep_text: bool = False) -> None:
         super().__init__(row, scheduled_ns, reader, keep_text=keep_text)

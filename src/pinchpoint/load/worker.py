@@ -322,7 +322,7 @@ class _Worker:
     ) -> tuple[Any, ...]:
         """In the order of model.RECORD_COLUMNS."""
         row, usage, chunk_ns = exchange.row, exchange.usage, exchange.chunk_ns
-        chunks, answered = len(chunk_ns), exchange.bytes_in > 0
+        chunks, bounded = len(chunk_ns), exchange.bytes_in > 0 and exchange.stamps_bounded
         last_token_ns = chunk_ns[-1] if chunks else None
         return (
             row.request_id,
@@ -343,8 +343,8 @@ class _Worker:
             tokens_per_chunk(chunks, output_tokens or 0),
             exchange.coalesced_count,
             source(exchange),
-            exchange.stamp_error_ns + exchange.first_token_error_ns if answered else None,
-            exchange.stamp_error_ns + exchange.coalesced_error_ns if answered else None,
+            exchange.stamp_error_ns + exchange.first_token_error_ns if bounded else None,
+            exchange.stamp_error_ns + exchange.coalesced_error_ns if bounded else None,
             usage.input_tokens if usage else None,
             output_tokens,
             usage.cached_tokens if usage else None,

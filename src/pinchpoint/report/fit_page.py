@@ -67,7 +67,9 @@ def _svg(curve: Curve) -> str:
     steps = [i / (TICKS - 1) for i in range(TICKS)]
     marks = [low * (high / low) ** s if curve.log else low + (high - low) * s for s in steps]
     below = "".join(
-        f'<text x="{across(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{_number(x)}</text>' for x in marks
+        f'<text x="{across(x):.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="{"end" if x == marks[-1] else "middle"}">'
+        f"{_number(x)}</text>"
+        for x in marks
     )
     beside = "".join(
         f'<line x1="{LEFT}" x2="{WIDTH - 10}" y1="{up(top * s):.1f}" y2="{up(top * s):.1f}" stroke="#e5e7eb"/>'
@@ -92,4 +94,4 @@ def _line(
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3g}" if abs(value) < 1e5 else f"{value:,.0f}"
+    return "–" if value is None else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"

@@ -60,8 +60,8 @@ def _verdict(matches: tuple[Match, ...]) -> str:
     judged = [one.better for one in matches if one.better is not None]
     good = sum(judged)
     return (
-        "* distance from the held-back half: 0 for the same law, 1 for laws with nothing in common; halves: between the "
-        "two halves of the trace.\n"
+        "* distance from the held-back half: 0 for the same law, 1 for laws with nothing in common; halves: between "
+        "the two halves of the trace.\n"
         f"In {good} of {len(judged)} quantities the fit is at least as near as the baseline, Poisson arrivals with "
         "independent log-normal lengths."
     )

@@ -15,6 +15,8 @@ class Options:
 
     def text(self, name: str, default: str) -> str:
         value = self._given.get(name, default)
+        if type(value) is int:  # a version, as a flag gives it
+            return str(value)
         if not isinstance(value, str):
             raise self.error(name, "a text")
         return value

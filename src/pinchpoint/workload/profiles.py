@@ -19,6 +19,9 @@ BISECTIONS = 52
 BISECTION_ROWS = 1 << 16
 """At a time, so that what is halved stays in the cache."""
 
+STEPS_SHOWN_MAX = 8
+"""More steps than this are told by their range."""
+
 
 class Profile(Protocol):
     @property
@@ -141,9 +144,12 @@ def profile_of(stage: OpenKind) -> Profile:
             return Piecewise(text, ((length_s, begin, end),))
         case StepsStage(rates_rps=rates):
             lengths = step_lengths_s(stage)
-            text = "steps of " + ", ".join(
-                f"{_rate(r)} for {format_duration(s)}" for r, s in zip(rates, lengths, strict=True)
-            )
+            if len(rates) <= STEPS_SHOWN_MAX:
+                text = "steps of " + ", ".join(
+                    f"{_rate(r)} for {format_duration(s)}" for r, s in zip(rates, lengths, strict=True)
+                )
+            else:
+                text = f"{len(rates)} steps of {_rate(min(rates))} to {_rate(max(rates))}"
             return Piecewise(text, tuple((s, r, r) for s, r in zip(lengths, rates, strict=True)))
         case SpikeStage(base_rps=base, peak_rps=peak, at_s=at_s, for_s=for_s):
             text = f"{_rate(base)}, {_rate(peak)} at {format_duration(at_s)} for {format_duration(for_s)}"

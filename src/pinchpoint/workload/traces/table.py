@@ -18,7 +18,8 @@ GRID_GAPS_MIN = 10
 GRID_LOW = 0.02
 """Share of the gaps that may be shorter than the step, by accident."""
 GRID_TOGETHER, GRID_JITTER = 0.1, 0.01
-"""Requests at one instant with another, of all, by which a grid is seen; and how far its steps may be off, of a step."""
+"""Requests at one instant with another, of all, by which a grid is seen; and how far its steps may be
+off, of a step."""
 GRID_SHARE = 0.98
 """Of the gaps that are whole multiples of a grid: a few may have been moved by a time zone or a leap second."""
 
