@@ -317,7 +317,7 @@ def targets_block() -> str:
     """Every target by name, and its options."""
     rows = []
     for kind in TARGETS.values():
-        options = "<br>".join(f"`{name}`: {text}" for name, text in kind.options.items())
+        options = "<br>".join(f"`{name}`: {text}" for name, text in (kind.options or {}).items())
         does = "streams" if kind.streams else "whole answers"
         path = f"`{kind.path}`" if kind.path else "-"
         rows.append([f"`{kind.name}`", kind.description, path, f"{kind.transport}, {does}", options or "-"])
