@@ -11,7 +11,7 @@ from pinchpoint.plan import Backend, ClosedStage, OpenStage, Plan
 
 URL = "http://127.0.0.1:8000"
 NOTHING: dict[str, Any] = {
-    "workload": {},
+    "requested": {},
     "transport": {},
     "headers": (),
     "backends": (),
@@ -47,7 +47,9 @@ def test_a_concurrency_is_a_closed_loop_that_ends_by_time_or_by_requests_or_whic
 
 
 def test_lengths_that_are_given_are_exact() -> None:
-    workload = plan_of(rate="1", workload={"input_tokens": 7, "output_tokens": 3}).workload
+    workload = plan_of(
+        rate="1", requested={"workload": {"input_tokens": 7, "output_tokens": 3, "exact": True}}
+    ).workload
     assert (workload.input_tokens, workload.output_tokens, workload.exact) == (7, 3, True)
     assert not plan_of(rate="1").workload.exact
 

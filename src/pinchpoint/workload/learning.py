@@ -28,7 +28,7 @@ TIES_MAX_RATIO = 0.2
 """More requests that share an instant with the one before mean that instants were rounded or requests bunched."""
 GAPS_MIN = 20
 """Gaps from which a law can be told."""
-RANGE_REQUESTS = 150
+RANGE_REQUESTS = 60
 """Requests behind each list of output quantiles."""
 RANGES_MAX = 16
 INPUT_QUANTILES = 65

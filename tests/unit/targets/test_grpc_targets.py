@@ -199,7 +199,7 @@ def test_an_answer_of_predict_without_the_output_says_which_it_has() -> None:
         ({"shape": []}, "list of whole numbers"),
         ({"channels": 0}, "whole number from 1"),
         ({"datatype": "FP32", "shape": [100_000, 100_000]}, "give a smaller one"),
-        ({"input": 3}, "must be a text"),
+        ({"input": True}, "must be a text"),
     ],
 )
 @pytest.mark.parametrize("api", ["kserve-grpc", "tfserving-grpc"])

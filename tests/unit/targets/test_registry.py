@@ -88,7 +88,7 @@ def test_an_unknown_target_is_told_with_the_choices(api: str) -> None:
         ("embeddings", {"encoding_format": "int8"}, "must be one of float, base64"),
         ("rerank", {"shape": "cohere"}, "must be one of jina, tei"),
         ("kserve", {"shape": [0]}, "must be a list of whole numbers from 1"),
-        ("kserve", {"input": 3}, "must be a text"),
+        ("kserve", {"input": True}, "must be a text"),
         ("tfserving", {"format": "rows"}, "must be one of row, column"),
         ("vllm-tokens", {"token_ids": 0}, "must be a whole number from 1"),
     ],
