@@ -29,7 +29,7 @@ from typing import Any
 from cyclopts import App
 from rich.console import Console
 
-from pinchpoint import calibrate, catalog, delivered, errors, measure, model, plan
+from pinchpoint import calibrate, catalog, delivered, errors, fitted, measure, model, plan
 from pinchpoint.cli import app
 from pinchpoint.diagnose.rule import load_rules, rule_page
 from pinchpoint.lab.faults import FAULTS
@@ -335,8 +335,9 @@ def exit_codes_block() -> str:
 VERDICT_STRUCTS = (
     "Verdict Slo Capacity StageResult ClassResult Finding Evidence Remedy NotEvaluable ValidityReason TargetFacts Limits".split()
 )
+FIT_STRUCTS = "FitQuality Match Curve".split()
 LOAD_STRUCTS = {
-    measure: "Tally RetryAfter Tokens Metric Attainment WorkerShare".split(),
+    measure: "Tally RetryAfter Tokens Metric Attainment ClassLoad WorkerShare".split(),
     delivered: "Delivery PerSecond ArrivalFit ConcurrencyFit Lengths ClassLengths".split(),
 }
 
@@ -380,6 +381,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "plan stages": stages_block,
     "load": load_block,
     "load metrics": metrics_block,
+    "fit": lambda: "\n".join(f"### {name}\n\n{struct_block(name, fitted)}" for name in FIT_STRUCTS),
     "host limits": lambda: struct_block("HostLimits", calibrate),
     "statuses": lambda: noted_block("statuses", list(model.STATUSES), ["status", "meaning", "counts as"]),
     "phases": lambda: noted_block("phases", list(model.Phase.__args__), ["phase", "waited for", "failed with"]),
