@@ -31,7 +31,12 @@ def fit(
         Parameter(name="--field", negative="", help="NAME=COLUMN for time, unit, input, output, session. Repeatable."),
     ] = (),
     scale: Annotated[str, Parameter(help="Times the recorded rate, such as 1.5x.")] = "1x",
-    duration: Annotated[str | None, Parameter(help="Play the rate's profile in so long; default: as recorded.")] = None,
+    duration: Annotated[
+        str | None,
+        Parameter(
+            help="Length of the load: the recorded rates in less time, or again and again; default: as recorded."
+        ),
+    ] = None,
     url: Annotated[str | None, Parameter(help="Base URL to put into the plan.")] = None,
     seed: Annotated[int, Parameter(help="Of the plan, and of the load that the fit is judged by.")] = DEFAULT_SEED,
     plot: Annotated[Path | None, Parameter(help="Page with the curves to write (HTML).")] = None,
@@ -45,9 +50,10 @@ def fit(
     import msgspec
 
     from pinchpoint.units import parse_duration_s
+    from pinchpoint.workload.fit import fit as learn
+    from pinchpoint.workload.fit import recorded, scaled
     from pinchpoint.workload.fit_plan import fit_plan
     from pinchpoint.workload.fitness import quality
-    from pinchpoint.workload.learning import learn
     from pinchpoint.workload.traces.read import read_log
 
     for path in (out, plot):
@@ -58,9 +64,24 @@ def fit(
     if duration_s is not None and duration_s <= 0:
         raise UsageError(f"--duration {duration} is no time at all; give one above 0, such as 10m")
     log = read_log(trace, format, dict(_field(text) for text in field))
-    found = quality(log, trace.name, seed)
     name = trace.name.split(".")[0]
-    text = fit_plan(learn(log).scaled(factor), found, name=name, url=url, seed=seed, duration_s=duration_s)
+    told = recorded(log)
+    learnt = learn(told, name=name)
+    found = quality(told, learnt, trace.name, seed)
+    comments = []
+    if learnt.arrivals is None:
+        if factor != 1:
+            raise UsageError(f"{trace} has no instants, so there is no rate to scale; leave out --scale")
+    else:
+        arrivals = scaled(learnt.arrivals, factor, duration_s)
+        learnt = msgspec.structs.replace(learnt, arrivals=arrivals)
+        if factor != 1:
+            comments.append(
+                f"Rates are {factor:g} times those of the trace; its highest one becomes {arrivals.peak_rps:.3g}/s."
+            )
+        if duration_s is not None:
+            comments.append(f"Played in {duration}, which is not the length of the trace.")
+    text = fit_plan(learnt, found, url=url, seed=seed, comments=comments)
     if out is not None:
         _write(out, text)
     if plot is not None:

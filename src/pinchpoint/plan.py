@@ -83,9 +83,10 @@ class ClassSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     """One kind of request of a workload. What is None is the preset's, or none at all.
 
     input_tokens: of one user's message with its shared beginning, without system prompt and history; a number is the
-    mean of the preset's shape. joint: in place of both lengths. turns, think: of a conversation, as in a stage of
-    sessions. system_tokens: of a system prompt that all requests of the class share. tools: functions offered. schema:
-    name of a built-in JSON schema, or a file that holds one. api: target of this class. slos: of this class alone.
+    mean of the preset's shape. joint: in place of both lengths. later_joint: of the turns after the first, where they
+    differ. turns, think: of a conversation, as in a stage of sessions. system_tokens: of a system prompt that all
+    requests of the class share. tools: functions offered. schema: name of a built-in JSON schema, or a file that holds
+    one. api: target of this class. slos: of this class alone.
     """
 
     name: str = ""
@@ -94,6 +95,7 @@ class ClassSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only
     input_tokens: int | LengthSpec | None = None
     output_tokens: int | LengthSpec | None = None
     joint: JointSpec | None = None
+    later_joint: JointSpec | None = None
     turns: int | str | None = None
     think: str | None = None
     system_tokens: int | None = None

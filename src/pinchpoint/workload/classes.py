@@ -45,9 +45,9 @@ class TrafficClass(msgspec.Struct, frozen=True):
     """One kind of request, ready to be made.
 
     input_tokens: of one user's message, with its shared beginning. output_tokens: None where nothing is generated.
-    joint: in place of both. turns, think: laws as text. context_tokens: room for a whole request with its history and
-    its answer, of which the oldest turns are left out when it grows beyond; None: not known. The rest is as in
-    plan.ClassSpec.
+    joint: in place of both; later_joint: of the turns after the first. turns, think: laws as text. context_tokens: room
+    for a whole request with its history and its answer, of which the oldest turns are left out when it grows beyond;
+    None: not known. The rest is as in plan.ClassSpec.
     """
 
     name: str
@@ -55,6 +55,7 @@ class TrafficClass(msgspec.Struct, frozen=True):
     input_tokens: LengthSpec
     output_tokens: LengthSpec | None
     joint: JointSpec | None = None
+    later_joint: JointSpec | None = None
     turns: str = "1"
     think: str = "0s"
     system_tokens: int = 0
@@ -206,6 +207,7 @@ def _class(given: ClassSpec, workload: WorkloadSpec, context_tokens: int | None,
         if mean is not None and (key == "input_tokens" or base.get(key) or own.get(key)):
             merged[key] = mean
             merged.pop("joint", None)
+            merged.pop("later_joint", None)
     for key in ("input_tokens", "output_tokens"):
         merged[key] = _length(merged.get(key), base.get(key) or own.get(key), workload.exact)
     if merged["input_tokens"] is None:
@@ -252,8 +254,11 @@ def _check(found: TrafficClass) -> None:
         raise UsageError("a prefix has tokens and pool of at least 1 and a ratio from 0 to 1")
     if prefix is not None and prefix.skew < 0:
         raise UsageError(f"prefix.skew is {prefix.skew:g}; it must not be negative")
-    joint = found.joint
-    if joint is not None:
+    if found.later_joint is not None and found.joint is None:
+        raise UsageError("later_joint is of the turns after the first; give joint as well")
+    for joint in (found.joint, found.later_joint):
+        if joint is None:
+            continue
         lists = [joint.input_tokens, *joint.output_tokens]
         if not joint.output_tokens or any(len(one) < 2 or list(one) != sorted(one) or one[0] < 1 for one in lists):
             raise UsageError("joint holds lists of at least two quantiles each, in ascending order and from 1 on")
@@ -273,12 +278,9 @@ def _cut(found: TrafficClass, context_tokens: int | None) -> TrafficClass:
         return found
     room = context_tokens - CONTEXT_MARGIN_TOKENS - found.system_tokens
     if found.joint is not None:
-        joint = found.joint
-        output_max = max(1, min(max(bin_[-1] for bin_ in joint.output_tokens), room // 2))
-        input_max = max(1, room - output_max)
-        outputs = tuple(tuple(min(n, output_max) for n in bin_) for bin_ in joint.output_tokens)
-        fitted = JointSpec(tuple(min(n, input_max) for n in joint.input_tokens), outputs)
-        return msgspec.structs.replace(found, joint=fitted, context_tokens=context_tokens)
+        later = None if found.later_joint is None else _cut_joint(found.later_joint, room)
+        fitted = _cut_joint(found.joint, room)
+        return msgspec.structs.replace(found, joint=fitted, later_joint=later, context_tokens=context_tokens)
     inputs, outputs_law = found.input_tokens, found.output_tokens
     output_min, output_wanted = (outputs_law.min, outputs_law.max) if outputs_law is not None else (0, 0)
     if inputs.min + output_min > room:
@@ -294,6 +296,13 @@ def _cut(found: TrafficClass, context_tokens: int | None) -> TrafficClass:
         output_tokens=_capped(outputs_law, output_max) if outputs_law is not None else None,
         context_tokens=context_tokens,
     )
+
+
+def _cut_joint(joint: JointSpec, room: int) -> JointSpec:
+    output_max = max(1, min(max(bin_[-1] for bin_ in joint.output_tokens), room // 2))
+    input_max = max(1, room - output_max)
+    outputs = tuple(tuple(min(n, output_max) for n in bin_) for bin_ in joint.output_tokens)
+    return JointSpec(tuple(min(n, input_max) for n in joint.input_tokens), outputs)
 
 
 def _capped(law: LengthSpec, maximum: int) -> LengthSpec:

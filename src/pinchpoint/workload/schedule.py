@@ -291,7 +291,7 @@ class Scheduler:
     ) -> Schedule:
         """Rows at the places [first, first + n) of a stage."""
         count = len(offset_ns)
-        drawn_in, drawn_out = self._lengths(rows.class_id, first)
+        drawn_in, drawn_out = self._lengths(rows, first)
         if self.patience is None:
             patience_ns = np.full(count, NEVER)
         else:
@@ -322,8 +322,9 @@ class Scheduler:
         u = self._uniform(stream, None, first, count)
         return np.asarray(mix, np.int64)[np.searchsorted(bounds, u, side="right")]
 
-    def _lengths(self, class_id: np.ndarray, first: int) -> tuple[np.ndarray, np.ndarray]:
+    def _lengths(self, rows: _Rows, first: int) -> tuple[np.ndarray, np.ndarray]:
         """Input and output tokens of the places from `first` on, int64 each."""
+        class_id = rows.class_id
         count = len(class_id)
         inputs, outputs = np.zeros(count, np.int64), np.zeros(count, np.int64)
         for i in np.unique(class_id).tolist():
@@ -331,6 +332,11 @@ class Scheduler:
             if one.joint is not None:
                 u, v = self._uniform(INPUTS, i, first, count)[mask], self._uniform(OUTPUTS, i, first, count)[mask]
                 inputs[mask], outputs[mask] = joint_inputs(one.joint, u), joint_outputs(one.joint, u, v)
+                if one.later_joint is not None:
+                    later = rows.turn[mask] > 0
+                    at = np.flatnonzero(mask)[later]
+                    inputs[at] = joint_inputs(one.later_joint, u[later])
+                    outputs[at] = joint_outputs(one.later_joint, u[later], v[later])
                 continue
             law_in, law_out = one.input_tokens, one.output_tokens
             inputs[mask] = self._drawn(INPUTS, i, first, count, lambda n, rng, law=law_in: draw_lengths(law, n, rng))[
