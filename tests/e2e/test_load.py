@@ -271,7 +271,7 @@ def one_sentence(done: subprocess.CompletedProcess[str], code: int, says: str) -
         (("--rate", "2"), "URL"),
         (("http://127.0.0.1:1", "--rate", "2", "--concurrency", "2"), "one of the two"),
         (("http://[::1", "--rate", "2"), "cannot be read"),
-        (("http://127.0.0.1:1", "--rate", "2", "--api", "v1/chat completions"), "is not a path"),
+        (("http://127.0.0.1:1", "--rate", "2", "--api", "v1/chat completions"), "is no target"),
         (("http://127.0.0.1:1", "--rate", "2", "--header", "Host: x"), "Host"),
         (("http://127.0.0.1:1", "--rate", "2", "--header", "X-Api-Key: abc"), "env:"),
     ],
