@@ -308,9 +308,14 @@ def presets_block() -> str:
     rows = []
     for name, preset in presets().items():
         rows.append([f"`{name}`", preset.summary, preset.stresses, preset.needs or "plain text", preset.source])
-    return table(
-        ["preset", "what it stands for", "what it stresses", "what the service needs", "where the numbers come from"], rows
-    )
+    header = [
+        "preset",
+        "what it stands for",
+        "what it stresses",
+        "what the service needs",
+        "where the numbers come from",
+    ]
+    return table(header, rows)
 
 
 def targets_block() -> str:
@@ -333,8 +338,9 @@ def exit_codes_block() -> str:
 
 
 VERDICT_STRUCTS = (
-    "Verdict Slo Capacity StageResult ClassResult Finding Evidence Remedy NotEvaluable ValidityReason TargetFacts Limits".split()
-)
+    "Verdict Slo Capacity StageResult ClassResult Finding Evidence Remedy NotEvaluable ValidityReason "
+    "TargetFacts Limits"
+).split()
 FIT_STRUCTS = "FitQuality Match Curve".split()
 LOAD_STRUCTS = {
     measure: "Tally RetryAfter Tokens Metric Attainment ClassLoad WorkerShare".split(),

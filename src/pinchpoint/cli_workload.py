@@ -98,6 +98,8 @@ def fit(
     from pinchpoint.report.fit_text import fit_text
 
     Console().print(fit_text(found))
+    for comment in comments:
+        sys.stdout.write(f"{comment}\n")
     for what, path in (("plan", out), ("plot", plot)):
         if path is not None:
             sys.stdout.write(f"{what:8} {path}\n")

@@ -182,7 +182,10 @@ def delivered(view: RunView, outcomes: Outcomes | None = None) -> Delivery:
             *_length_flags(prompts, outputs, by_class),
             *_cache_flags(beyond_ratio),
         ),
-        notes=_notes(o, prompts, outputs, cached_ratio),
+        notes=(
+            *(str(event.get("message")) for event in view.run.events() if event.get("kind") == "cut"),
+            *_notes(o, prompts, outputs, cached_ratio),
+        ),
     )
 
 

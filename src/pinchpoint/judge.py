@@ -51,6 +51,7 @@ def judge(view: RunView, slos: tuple[Slo, ...] | None = None) -> Verdict:
     ranking = rank(features, validity)
     measured = bool(features.tested)
     notes = [*view.run.problems]
+    notes += [str(event.get("message")) for event in view.run.events() if event.get("kind") == "cut"]
     if capacity is not None and capacity.note:
         notes.append(capacity.note)
     if manifest.status != "complete":

@@ -301,6 +301,10 @@ def fitted(traffic: Traffic, specs: Sequence[TargetSpec]) -> Traffic:
     for i, one in enumerate(traffic.classes):
         target = targets[i if len(targets) > 1 else 0]
         templated, generates = target.name in TEMPLATED, target.generates
+        if generates and one.output_tokens is None and one.joint is None:
+            raise UsageError(
+                f"class {one.name}: {target.name} generates, and no length of answers is given; give output_tokens"
+            )
         one = msgspec.structs.replace(one, paired=target.name in PAIRING)
         turns = one.turns if generates else "1"
         classes.append(msgspec.structs.replace(one, templated=templated, generates=generates, turns=turns))

@@ -49,7 +49,7 @@ from pinchpoint.plan import WARM_CONNECTIONS_MAX, Plan, StageSpec
 from pinchpoint.recorder import ProgressSink, Recorder
 from pinchpoint.targets.registry import kind_of, split_url
 from pinchpoint.tokenizing import token_table
-from pinchpoint.workload.classes import resolve, slos_of, workload_title
+from pinchpoint.workload.classes import cuts, resolve, slos_of, workload_title
 from pinchpoint.workload.schedule import Scheduler, StageLoad, check_stages
 
 LEAD_S = 0.1
@@ -127,6 +127,8 @@ def run_load(
     try:
         tell_host(recorder, limits, problems, access)
         recorder.on_event("tokens", source=table.source, note=table.note)
+        for sentence in cuts(resolve(plan, None), traffic):
+            recorder.on_event("cut", message=sentence)
         warm = _warm_connections(plan)
         fleet.configure(
             worker_configs(
@@ -388,6 +390,14 @@ class _Models(msgspec.Struct):
     data: list[_Model] = []
 
 
+class _Settings(msgspec.Struct):
+    n_ctx: int | None = None
+
+
+class _Props(msgspec.Struct):
+    default_generation_settings: _Settings = msgspec.field(default_factory=_Settings)
+
+
 def _facts(plan: Plan, access: Access) -> TargetFacts:
     """What is known without a probe: the model from /v1/models, if there is such a page, and else the plan's."""
     grpc = kind_of(plan.api or DEFAULT_API).transport == "grpc"
@@ -408,10 +418,31 @@ def _facts(plan: Plan, access: Access) -> TargetFacts:
         models=listed,
         model=model,
         streaming=plan.stream,
-        limits=Limits(context_tokens=contexts.get(model)),
+        limits=Limits(context_tokens=contexts.get(model) or _context_of_slots(plan, access, engine)),
         metrics_url=plan.metrics_url,
         unknown=unknown,
     )
+
+
+def _context_of_slots(plan: Plan, access: Access, engine: str | None) -> int | None:
+    """llama.cpp's context of each slot, which its list of models does not tell; None where there is no such page."""
+    if engine != "llama.cpp":
+        return None
+    base = plan.url.rstrip("/").removesuffix("/v1")
+    try:
+        answer = exchange(
+            "GET",
+            f"{base}/props",
+            headers=dict(access.headers),
+            timeout_s=MODELS_TIMEOUT_S,
+            max_bytes=MODELS_BYTES_MAX,
+            tls=_tls(plan, access),
+        )
+        told = msgspec.json.decode(answer.body, type=_Props) if answer.status == 200 else _Props()
+    except (FetchError, msgspec.MsgspecError, UnicodeDecodeError):
+        return None
+    tokens = told.default_generation_settings.n_ctx
+    return tokens if tokens is not None and tokens > 0 else None
 
 
 def _tls(plan: Plan, access: Access) -> ssl.SSLContext | None:

@@ -4,7 +4,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from pinchpoint.errors import UsageError
+from pinchpoint.plan import WorkloadSpec
 
 WORKLOAD_FILE_SUFFIX = ".toml"
 
@@ -61,6 +64,12 @@ def _read_workload(path: Path) -> dict[str, Any]:
     inner = found.get("workload", found)
     if not isinstance(inner, dict):
         raise UsageError(f"{path}: workload must be a table")
+    if not inner:
+        raise UsageError(f"{path} says nothing of a workload; give it a preset, lengths or [[classes]]")
+    try:
+        msgspec.convert(inner, WorkloadSpec)
+    except msgspec.ValidationError as error:
+        raise UsageError(f"{path}: {error}; see docs/reference/plan.md#workload") from None
     return inner
 
 

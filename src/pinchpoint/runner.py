@@ -40,7 +40,7 @@ from pinchpoint.search import Baseline, Search
 from pinchpoint.telemetry.config import CollectorConfig
 from pinchpoint.telemetry.handle import start_collector
 from pinchpoint.tokenizing import token_table
-from pinchpoint.workload.classes import resolve, slos_of, workload_title
+from pinchpoint.workload.classes import cuts, resolve, slos_of, workload_title
 from pinchpoint.workload.schedule import Scheduler, check_stages
 from pinchpoint.workload.tokens import TokenTable
 
@@ -138,6 +138,8 @@ def run_live(
     content = content_of(plan, traffic, table)
     tell_host(recorder, limits, problems, access)
     recorder.on_event("tokens", source=table.source, note=table.note)
+    for sentence in cuts(resolve(plan, None), traffic):
+        recorder.on_event("cut", message=sentence)
     configs = worker_configs(
         plan,
         access,

@@ -15,6 +15,9 @@ from pinchpoint.stats import is_stationary
 OUTPUT_REPORTED_RATIO = 0.02
 OUTPUT_SUSPECT_RATIO = 0.1
 """Lengths within 2 % of the plan are the same workload; a tenth fewer tokens is a tenth less decoding."""
+INPUT_SUSPECT_RATIO = 0.25
+"""A chat template that nobody could count is a few dozen tokens, a fifth of a short prompt. More is
+another workload."""
 CACHED_REPORTED_RATIO = 0.02
 CACHED_SUSPECT_RATIO = 0.1
 """A chat template shared by all prompts explains a few per cent of cached tokens; more means repeated prompts."""
@@ -91,6 +94,20 @@ def output_tokens(features: Features) -> ValidityReason:
     return ValidityReason("output-tokens", level, text, ratio, 1 - OUTPUT_SUSPECT_RATIO, "ratio")
 
 
+def input_tokens(features: Features) -> ValidityReason:
+    """Whether prompts had the length that was planned, by the service's own count."""
+    r = features.view.requests
+    known = (r.status == "ok") & np.isfinite(r.input_tokens) & (r.requested_input_tokens > 0)
+    if not known.any():
+        return ValidityReason("input-tokens", "unknown", "no answer says how many tokens its prompt had")
+    ratio = float(r.input_tokens[known].sum() / r.requested_input_tokens[known].sum())
+    level = "suspect" if abs(ratio - 1) > INPUT_SUSPECT_RATIO else "ok"
+    text = f"prompts had {ratio:.1%} of the input tokens planned"
+    if level == "suspect":
+        text += ", by the service's count; the load is another than the one named"
+    return ValidityReason("input-tokens", level, text, ratio, INPUT_SUSPECT_RATIO, "ratio")
+
+
 def prefix_cache(features: Features) -> ValidityReason:
     """Share of prompt tokens that came from the engine's cache although they are meant to be unique.
 
@@ -124,6 +141,7 @@ WORKLOAD_CHECKS: tuple[Callable[[Features], ValidityReason], ...] = (
     steady_state,
     sample_size,
     coalesced,
+    input_tokens,
     output_tokens,
     prefix_cache,
 )

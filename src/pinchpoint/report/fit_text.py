@@ -32,7 +32,7 @@ def fit_text(found: FitQuality) -> RenderableType:
 
 
 def _table(matches: tuple[Match, ...]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 2, 0, 0), pad_edge=False, header_style="dim", show_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, header_style="dim", show_edge=False)
     table.add_column("", no_wrap=True)
     for label in ("held back", "fit", "baseline", "halves"):
         table.add_column(label, justify="right", no_wrap=True)
@@ -57,11 +57,13 @@ def _number(value: float | None) -> str:
 
 
 def _verdict(matches: tuple[Match, ...]) -> str:
-    judged = [one.better for one in matches if one.better is not None]
-    good = sum(judged)
+    judged = [one for one in matches if one.better is not None]
+    tied = sum(bool(one.better) and _tie(one) for one in judged)
+    nearer = sum(bool(one.better) for one in judged) - tied
     return (
         "* distance from the held-back half: 0 for the same law, 1 for laws with nothing in common; halves: between "
         "the two halves of the trace.\n"
-        f"In {good} of {len(judged)} quantities the fit is at least as near as the baseline, Poisson arrivals with "
-        "independent log-normal lengths."
+        f"Of {len(judged)} quantities the fit is nearer in {nearer} than the baseline, Poisson arrivals with "
+        f"independent log-normal lengths; in {tied} they are as near, within what chance gives two samples of one law"
+        + (f"; in {len(judged) - nearer - tied} it is not nearer." if nearer + tied < len(judged) else ".")
     )

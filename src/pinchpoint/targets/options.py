@@ -52,7 +52,7 @@ class Options:
     def table(self, name: str) -> dict[str, Any]:
         value = self._given.get(name, {})
         if not isinstance(value, dict):
-            raise self.error(name, "a table")
+            raise self.error(name, "a table, such as {temperature = 1.0}")
         return value
 
     def error(self, name: str, wanted: str) -> UsageError:

@@ -4,6 +4,7 @@ A class begins with a preset's and takes what the plan gives. Class ids are plac
 plan's workload first, then those of further workloads in the order in which stages name them.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -157,6 +158,28 @@ def resolve(plan: Plan, context_tokens: int | None) -> Traffic:
     return Traffic(renamed, mixes)
 
 
+def cuts(asked: Traffic, fitting: Traffic) -> list[str]:
+    """A sentence for each class whose lengths were cut to the service's context. asked: resolved without a context."""
+    found = []
+    for one, cut in zip(asked.classes, fitting.classes, strict=True):
+        before, after = _longest(one), _longest(cut)
+        if after[0] < before[0] or after[1] < before[1]:
+            found.append(
+                f"class {one.name}: lengths were cut to the service's context of {cut.context_tokens} tokens, so no "
+                f"message is longer than {after[0]} where up to {before[0]} were asked, and no answer longer than "
+                f"{after[1]} ({before[1]} asked)"
+            )
+    return found
+
+
+def _longest(one: TrafficClass) -> tuple[int, int]:
+    """Tokens of the longest message, and of the longest answer."""
+    if one.joint is not None:
+        joints = [one.joint, *([one.later_joint] if one.later_joint is not None else [])]
+        return max(j.input_tokens[-1] for j in joints), max(bin_[-1] for j in joints for bin_ in j.output_tokens)
+    return one.input_tokens.max, one.output_tokens.max if one.output_tokens is not None else 0
+
+
 def slos_of(plan: Plan, traffic: Traffic) -> tuple[Slo, ...]:
     """Those of the plan, then those of its classes; empty when nobody gave any. Raises UsageError for a class that is
     not in the plan, and for two that speak of the same."""
@@ -247,13 +270,13 @@ def _check(found: TrafficClass) -> None:
         scoped(parse_slo(text), found.name)
     if turns.mean > 1 and found.output_tokens is None and found.joint is None:
         raise UsageError("a conversation needs answers; give output_tokens")
-    if found.weight <= 0:
-        raise UsageError(f"weight is {found.weight:g}; it must be above 0")
+    if not 0 < found.weight < math.inf:
+        raise UsageError(f"weight is {found.weight:g}; it must be a number above 0")
     prefix = found.prefix
     if prefix is not None and not (prefix.tokens >= 1 and prefix.pool >= 1 and 0 <= prefix.ratio <= 1):
         raise UsageError("a prefix has tokens and pool of at least 1 and a ratio from 0 to 1")
-    if prefix is not None and prefix.skew < 0:
-        raise UsageError(f"prefix.skew is {prefix.skew:g}; it must not be negative")
+    if prefix is not None and not 0 <= prefix.skew < math.inf:
+        raise UsageError(f"prefix.skew is {prefix.skew:g}; it must be a number from 0 on")
     if found.later_joint is not None and found.joint is None:
         raise UsageError("later_joint is of the turns after the first; give joint as well")
     for joint in (found.joint, found.later_joint):
@@ -263,7 +286,7 @@ def _check(found: TrafficClass) -> None:
         if not joint.output_tokens or any(len(one) < 2 or list(one) != sorted(one) or one[0] < 1 for one in lists):
             raise UsageError("joint holds lists of at least two quantiles each, in ascending order and from 1 on")
     for what, law in (("input_tokens", found.input_tokens), ("output_tokens", found.output_tokens)):
-        if law is not None and not (1 <= law.min <= law.max and law.mean >= 1 and law.sigma >= 0):
+        if law is not None and not (1 <= law.min <= law.max and law.mean >= 1 and 0 <= law.sigma < math.inf):
             raise UsageError(f"{what}: 1 <= min <= max, mean from 1 on and sigma from 0 on are needed")
     images = found.images
     if images is not None and not (

@@ -17,7 +17,7 @@ from pinchpoint.clock import NS_PER_S
 from pinchpoint.fitted import Curve, FitQuality, Match
 from pinchpoint.plan import build_plan
 from pinchpoint.schedule import Schedule
-from pinchpoint.units import significant
+from pinchpoint.units import counted, significant
 from pinchpoint.workload.classes import resolve
 from pinchpoint.workload.fit import Fitted, Part, Recorded, fit
 from pinchpoint.workload.schedule import Scheduler
@@ -111,7 +111,7 @@ def describe(found: Fitted) -> tuple[str, ...]:
             outputs = sorted(each[len(each) // 2] for each in joint.output_tokens)
             lines.append(
                 f"{what}: input p50 {middle}, up to {joint.input_tokens[-1]}; output p50 {outputs[0]} to {outputs[-1]} "
-                f"by input, in {len(joint.output_tokens)} ranges"
+                f"by input, in {counted(len(joint.output_tokens), 'range')}"
             )
     if one.turns is not None:
         lines.append(f"conversations: {one.turns} turns, {one.think or '0s'} from one to the next")

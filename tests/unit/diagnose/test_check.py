@@ -24,7 +24,7 @@ def reason(verdict: Verdict, check: str) -> ValidityReason:
 def test_sound_run_is_valid_and_every_check_says_something(tmp_path: Path) -> None:
     verdict = judged(tmp_path)
     assert verdict.validity == "VALID"
-    assert len({r.check for r in verdict.validity_reasons}) == len(verdict.validity_reasons) == 23
+    assert len({r.check for r in verdict.validity_reasons}) == len(verdict.validity_reasons) == 24
     assert all(r.statement for r in verdict.validity_reasons)
 
 

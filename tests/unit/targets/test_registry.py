@@ -84,7 +84,7 @@ def test_an_unknown_target_is_told_with_the_choices(api: str) -> None:
     ("name", "options", "said"),
     [
         ("chat", {"bodey": {}}, "chat has no option bodey; it has body, length_field"),
-        ("chat", {"body": 1}, "option body of chat must be a table; 1 was given"),
+        ("chat", {"body": 1}, "option body of chat must be a table, such as {temperature = 1.0}; 1 was given"),
         ("embeddings", {"encoding_format": "int8"}, "must be one of float, base64"),
         ("rerank", {"shape": "cohere"}, "must be one of jina, tei"),
         ("kserve", {"shape": [0]}, "must be a list of whole numbers from 1"),

@@ -20,7 +20,7 @@ from pinchpoint.plan import (
     build_plan,
 )
 from pinchpoint.schedule import AFTER, UNSHARED, Schedule
-from pinchpoint.workload.classes import Traffic, resolve
+from pinchpoint.workload.classes import Traffic, cuts, resolve
 from pinchpoint.workload.library import presets
 from pinchpoint.workload.schedule import Scheduler
 
@@ -108,7 +108,7 @@ def test_classes_of_one_name_are_told_apart() -> None:
         ({}, "input_tokens is missing"),
         ({"preset": "chat", "turns": "often"}, "the count is 'often'"),
         ({"preset": "chat", "think": "a while"}, "'a while' is not a duration"),
-        ({"preset": "chat", "weight": 0}, "weight is 0; it must be above 0"),
+        ({"preset": "chat", "weight": 0}, "weight is 0; it must be a number above 0"),
         ({"preset": "chat", "slos": ["quick"]}, "'quick' is not an SLO"),
         ({"preset": "embeddings", "turns": 3}, "a conversation needs answers"),
         ({"preset": "chat", "prefix": {"tokens": 10, "ratio": 2.0}}, "a ratio from 0 to 1"),
@@ -240,3 +240,10 @@ def test_joint_lengths_keep_their_quantiles_and_their_dependence() -> None:
 def test_nothing_is_generated_for_embeddings() -> None:
     found = resolve(Plan("http://h", 1, workload=WorkloadSpec("embeddings")), None)
     assert set(opened(found).max_output_tokens.tolist()) == {0}
+
+
+def test_what_is_cut_to_the_context_is_told() -> None:
+    plan = build_plan({"url": "http://x", "seed": 1, "workload": {"preset": "long-context"}})
+    (sentence,) = cuts(resolve(plan, None), resolve(plan, 8192))
+    assert "class long-context" in sentence and "8192" in sentence and "120000" in sentence
+    assert cuts(resolve(plan, None), resolve(plan, None)) == []

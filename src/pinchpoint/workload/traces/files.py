@@ -25,14 +25,16 @@ GZIP_MAGIC = b"\x1f\x8b"
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[TextIO]:
-    """The text of a file, with what goes wrong while it is read told as UsageError."""
+def opened(path: Path, at: list[int] | None = None) -> Iterator[TextIO]:
+    """The text of a file, with what goes wrong while it is read told as UsageError. at: the line that was read last,
+    kept up by the caller."""
     try:
         with cast(TextIO, (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8-sig")) as file:
             yield file
     except (OSError, EOFError, UnicodeDecodeError, zlib.error, csv.Error) as error:
         cause = getattr(error, "strerror", None) or str(error)
-        raise UsageError(f"cannot read the trace {path}: {cause}") from None
+        where = f" after line {at[0]}" if at and at[0] else ""
+        raise UsageError(f"cannot read the trace {path}{where}: {cause}") from None
 
 
 def kind_of(path: Path) -> str:
@@ -42,10 +44,12 @@ def kind_of(path: Path) -> str:
 
 def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, column -> text). Raises UsageError for a line with another number of fields than the header."""
-    with opened(path) as file:
+    at = [0]
+    with opened(path, at) as file:
         reader = csv.reader(file, skipinitialspace=True)
         header = [name.strip() for name in next(reader, [])]
         for fields in reader:
+            at[0] = reader.line_num
             if fields and len(fields) != len(header):
                 where = f"{path}, line {reader.line_num}"
                 raise UsageError(f"{where}: {len(fields)} fields where the header names {len(header)}")
@@ -55,8 +59,10 @@ def csv_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, object). Raises UsageError for a line that is none."""
-    with opened(path) as file:
+    at = [0]
+    with opened(path, at) as file:
         for line, text in enumerate(file, 1):
+            at[0] = line
             if not text.strip():
                 continue
             try:

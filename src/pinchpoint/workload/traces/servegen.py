@@ -54,7 +54,9 @@ def read_servegen(path: Path) -> RequestLog:
     builder = LogBuilder("servegen", str(path))
     rng = np.random.default_rng(SEED)
     drawn: list[tuple[int, int, int]] = []
+    drawn_until_s = 0.0
     for start_s in sorted(windows):
+        drawn_until_s = start_s
         for client, rate_rps, law, shape, scale in windows[start_s]:
             instants_s = start_s + _arrivals_s(rng, rate_rps, law, shape, scale)
             inputs, outputs = _lengths(tables[client], start_s, len(instants_s), rng)
@@ -66,6 +68,12 @@ def read_servegen(path: Path) -> RequestLog:
             builder.leave_out("no answer (0 output tokens)")
         else:
             builder.add(t_ns, max(1, one_in), one_out)
+    last_s, whole_s = (drawn_until_s, max(windows)) if windows else (0.0, 0.0)
+    if last_s < whole_s:
+        builder.notes.append(
+            f"of {whole_s + WINDOW_S:,.0f} s of statistics only those until {last_s + WINDOW_S:,.0f} s were drawn "
+            f"from: they make {len(drawn):,} requests already"
+        )
     builder.notes.append(
         f"statistics of {len(traces)} clients: {len(drawn)} requests were drawn from them, inputs and outputs apart, "
         "since the tables do not tell how they go together"
@@ -76,7 +84,7 @@ def read_servegen(path: Path) -> RequestLog:
 def _members(path: Path) -> Iterator[tuple[str, str]]:
     try:
         if path.is_dir():
-            for file in sorted(path.rglob("chunk-*")):
+            for file in sorted(path.glob("chunk-*")):
                 yield file.name, file.read_text(encoding="utf-8")
             return
         with tarfile.open(path) as tar:
