@@ -98,6 +98,8 @@ def test_prompts_that_shared_their_beginnings_share_them_when_they_are_played_ag
     pinchpoint(tmp_path, "load", lab_url, "--plan", plan, "--out", tmp_path / "run", codes=(0, 3))
     records = pq.read_table(tmp_path / "run" / "records.parquet").to_pylist()
     schedule = pq.read_table(tmp_path / "run" / "schedule.parquet").to_pylist()
-    assert len(records) == 12 and all(row["status"] == "ok" for row in records)
+    # A replay is exact: prompts beyond the lab's context are sent, and refused by it.
+    assert len(records) == 12 and {row["status"] for row in records} <= {"ok", "http_error"}
+    assert sum(row["status"] == "ok" for row in records) >= 4
     assert sum(row["prefix_id"] is not None for row in schedule) >= 6
     assert sum(row["shared_input_tokens"] for row in records) > 12 * 512

@@ -31,7 +31,7 @@ def test_an_open_loop_sends_what_is_due(url: str) -> None:
 
 
 def test_whole_answers_count_their_tokens(url: str) -> None:
-    trial = run_trial(url, NullTarget(stream=False, first_ms=0, gap_ms=0), duration_s=0.1, tokens=3, concurrency=2)
+    trial = run_trial(url, NullTarget(stream=False, first_ms=0, gap_ms=0), duration_s=1.0, tokens=3, concurrency=2)
     assert trial.failures == {}
     assert trial.tokens >= 3
 
