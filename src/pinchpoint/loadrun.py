@@ -10,7 +10,7 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -73,6 +73,7 @@ MEANT_END_NS = 2**62
 DRAIN_SPARE_S = 5.0
 """Requests end by their own timeouts; a load process that does not end one is given up so much later."""
 MODELS_TIMEOUT_S = 2.0
+HTTP_OK = 200
 MODELS_BYTES_MAX = 1 << 20
 OWNERS = {"vllm": "vllm", "sglang": "sglang", "llamacpp": "llama.cpp"}
 """`owned_by` of /v1/models -> engine, so that answers of the asked length can be asked for."""
@@ -404,7 +405,7 @@ def _facts(plan: Plan, access: Access) -> TargetFacts:
     if not grpc and plan.url.startswith(("grpc://", "grpcs://")):
         raise UsageError(f"{plan.url} is a gRPC service; say which API it has with --api kserve-grpc or tfserving-grpc")
     direct = not grpc and plan.transport.proxy is None and plan.transport.unix_socket is None
-    models = _listed_models(plan, access) if direct else None
+    models = _page(plan, access, "/v1/models", _Models) if direct else None
     listed = tuple(model.id for model in models.data) if models is not None else ()
     engine = next((OWNERS[m.owned_by] for m in models.data if m.owned_by in OWNERS), None) if models else None
     unknown = () if listed or grpc else ("the service lists no models",)
@@ -428,18 +429,8 @@ def _context_of_slots(plan: Plan, access: Access, engine: str | None) -> int | N
     """llama.cpp's context of each slot, which its list of models does not tell; None where there is no such page."""
     if engine != "llama.cpp":
         return None
-    base = plan.url.rstrip("/").removesuffix("/v1")
-    try:
-        answer = exchange(
-            "GET",
-            f"{base}/props",
-            headers=dict(access.headers),
-            timeout_s=MODELS_TIMEOUT_S,
-            max_bytes=MODELS_BYTES_MAX,
-            tls=_tls(plan, access),
-        )
-        told = msgspec.json.decode(answer.body, type=_Props) if answer.status == 200 else _Props()
-    except (FetchError, msgspec.MsgspecError, UnicodeDecodeError):
+    told = _page(plan, access, "/props", _Props)
+    if told is None:
         return None
     tokens = told.default_generation_settings.n_ctx
     return tokens if tokens is not None and tokens > 0 else None
@@ -449,19 +440,21 @@ def _tls(plan: Plan, access: Access) -> ssl.SSLContext | None:
     return tls_context(plan.ca_file) if access.endpoints[0].tls else None
 
 
-def _listed_models(plan: Plan, access: Access) -> _Models | None:
-    """None when there is no such page, or it says nothing that we understand: a load does not need it."""
-    tls = _tls(plan, access)
-    base = plan.url.rstrip("/").removesuffix("/v1")
+PageT = TypeVar("PageT")
+
+
+def _page(plan: Plan, access: Access, path: str, kind: type[PageT]) -> PageT | None:
+    """A page beside the API; None when there is no such page, or it says nothing that we understand: a load does not
+    need it."""
     try:
         answer = exchange(
             "GET",
-            f"{base}/v1/models",
+            plan.url.rstrip("/").removesuffix("/v1") + path,
             headers=dict(access.headers),
             timeout_s=MODELS_TIMEOUT_S,
             max_bytes=MODELS_BYTES_MAX,
-            tls=tls,
+            tls=_tls(plan, access),
         )
-        return msgspec.json.decode(answer.body, type=_Models) if answer.status == 200 else None
+        return msgspec.json.decode(answer.body, type=kind) if answer.status == HTTP_OK else None
     except (FetchError, msgspec.MsgspecError, UnicodeDecodeError):
         return None

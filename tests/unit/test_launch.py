@@ -12,6 +12,7 @@ from pinchpoint.errors import UnsupportedMeasurementError, UsageError
 from pinchpoint.launch import (
     DEFAULT_KEY_ENV,
     check_host,
+    fitted,
     open_access,
     peak_rps,
     read_api_key,
@@ -315,3 +316,12 @@ def test_connections_that_are_opened_ahead_count_against_what_the_host_allows(
             check_host(plan, traffic, 2, 1, force=False)
     _, problems = check_host(plan, traffic, 2, 1, force=True)
     assert len(problems) == refused
+
+
+def test_a_class_without_a_length_of_answers_is_refused_where_the_target_generates() -> None:
+    plan = build_plan({"url": URL, "seed": 1, "workload": {"classes": [{"name": "mine", "input_tokens": 100}]}})
+    traffic = resolve(plan, None)
+    with pytest.raises(UsageError, match="class mine: chat generates"):
+        fitted(traffic, (TargetSpec("chat", "m"),))
+    (one,) = fitted(traffic, (TargetSpec("embeddings", "m"),)).classes
+    assert not one.generates

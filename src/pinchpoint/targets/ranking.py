@@ -2,6 +2,7 @@
 score. Nothing is generated; the last message of a prompt is the query.
 """
 
+from abc import abstractmethod
 from typing import Any
 
 import msgspec
@@ -30,9 +31,10 @@ class RankingTarget(Target):
         self.path = path
         self._extra = extra
 
+    @abstractmethod
     def body(self, query: str, documents: tuple[str, ...]) -> dict[str, Any]:
         """The request's members."""
-        raise NotImplementedError
+        ...
 
     def build(self, prompt: Prompt) -> bytes:
         body = self.body(prompt.messages[-1].text, prompt.documents or (prompt.messages[-1].text,))

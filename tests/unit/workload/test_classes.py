@@ -247,3 +247,12 @@ def test_what_is_cut_to_the_context_is_told() -> None:
     (sentence,) = cuts(resolve(plan, None), resolve(plan, 8192))
     assert "class long-context" in sentence and "8192" in sentence and "120000" in sentence
     assert cuts(resolve(plan, None), resolve(plan, None)) == []
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"weight": float("nan")}, {"weight": float("inf")}, {"prefix": {"tokens": 10, "skew": float("nan")}}],
+)
+def test_numbers_that_are_none_are_refused(keys: dict) -> None:
+    with pytest.raises(UsageError, match=r"weight is|skew is"):
+        resolve(build_plan({"url": "http://x", "seed": 1, "workload": {"classes": [{"preset": "chat", **keys}]}}), None)
