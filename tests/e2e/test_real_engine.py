@@ -83,3 +83,13 @@ def test_prompts_and_answers_have_the_lengths_that_were_asked_for(tmp_path: Path
         assert lengths["counted_mean"] == pytest.approx(lengths["asked_mean"], rel=0.02)
         assert lengths["off_ratio"] == 0
     assert all(row["input_tokens"] == row["requested_input_tokens"] for row in records_of(tmp_path / "run"))
+
+
+def test_long_prompts_are_cut_to_the_context_of_a_slot_and_that_is_told(tmp_path: Path) -> None:
+    with llama(2) as url:
+        answer = pinchpoint(
+            *("load", url, "--workload", "long-context", "--concurrency", 1, "--requests", 2, "--seed", 5),
+            *("--out", tmp_path / "run"),
+        )
+    assert answer["completed"] == 2
+    assert any("2048 tokens" in note for note in answer["delivered"]["notes"])
