@@ -90,7 +90,8 @@ def test_its_own_spans_tell_the_same_counts_and_a_load_can_be_learnt_from_them(
     generating: str, spans: Path, tmp_path: Path
 ) -> None:
     odd = ("--input-tokens", 77, "--output-tokens", 9)  # lengths that no other test asks for
-    records = records_of_load(tmp_path / "run", generating, "--api", "chat", *SHORT, *odd)
+    enough = ("--model", MODEL_NAME, "--concurrency", 4, "--requests", 20, "--seed", 7)  # to learn from
+    records = records_of_load(tmp_path / "run", generating, "--api", "chat", *enough, *odd)
 
     def told() -> int:
         """Spans of these requests; vLLM sends them in batches, those of earlier tests among them."""

@@ -270,7 +270,7 @@ def _record(
             "last_token_ns": chunk_ns[-1],
             "end_ns": chunk_ns[-1],
             "chunk_ns": chunk_ns,
-            "input_tokens": row["isl"],
+            "input_tokens": round(row["isl"] * client.get("input_ratio", 1.0)),
             "output_tokens": osl,
             "cached_tokens": round(row["isl"] * client.get("cached", 0.0)),
             "token_source": "usage",

@@ -64,6 +64,12 @@ def test_answers_a_little_short_are_reported_and_much_shorter_ones_suspect(tmp_p
     assert much.level == "suspect"
 
 
+def test_prompts_of_another_length_than_planned_make_the_run_suspect(tmp_path: Path) -> None:
+    assert reason(judged(tmp_path / "a", client={"input_ratio": 1.1}), "input-tokens").level == "ok"
+    for name, ratio in (("b", 0.5), ("c", 1.5)):
+        assert reason(judged(tmp_path / name, client={"input_ratio": ratio}), "input-tokens").level == "suspect"
+
+
 def test_prompts_from_the_prefix_cache_make_the_run_suspect(tmp_path: Path) -> None:
     assert reason(judged(tmp_path, client={"cached": 0.5}), "prefix-cache").level == "suspect"
 
