@@ -22,7 +22,15 @@ ITL_S_BOUNDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1
                 80.0)
 STEP_TOKENS_BOUNDS = (1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0)
 PREEMPTIONS_BOUNDS = (1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0)
+HTTP_S_BOUNDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 7.5,
+                 10.0, 30.0, 60.0)
 # fmt: on
+STEP_S_BOUNDS = tuple(1e-4 * 1.5**power for power in range(1, 36))
+"""TGI's for all its times."""
+BATCH_BOUNDS = tuple(float(size) for size in range(1, 1025))
+"""TGI's for the size of the next batch."""
+DECODE_LOG_STEPS = 40
+"""SGLang's decode_log_interval."""
 
 
 def _one_two_five(limit: int) -> tuple[float, ...]:
@@ -52,24 +60,117 @@ class Histogram:
         return sum(self.counts)
 
 
-class Gauges(msgspec.Struct):
+class Gauges(msgspec.Struct, gc=False):
+    """One engine at one instant."""
+
     requests_running: int
     requests_waiting: int
+    """All that wait, whatever for: waiting_capacity + waiting_deferred where those are told."""
     kv_used_ratio: float
+    waiting_capacity: int | None = None
+    """Waiting for room in batch or pool; None: all but the deferred."""
+    waiting_deferred: int = 0
+    """Waiting for an adapter slot, a grammar or KV from another engine."""
+    swapped: int = 0
+    """With KV in host memory; no engine of today does that."""
+    grammar_queue: int = 0
+    """Of the deferred, those whose grammar is being compiled."""
+    transfer_queue: int = 0
+    """Of the deferred, those whose KV is on its way."""
+    running_adapters: tuple[int, ...] = ()
+    waiting_adapters: tuple[int, ...] = ()
+    max_loras: int = 0
+    """Adapter slots; 0: the engine serves no adapters, and its page says nothing about them."""
+    kv_blocks_used: int = 0
+    kv_tokens_used: int = 0
+    """Tokens with KV in the pool that running requests hold; cached blocks that nobody holds are free."""
+    batch_max_tokens: int = 0
+    """What the running requests may grow to, prompts and whole outputs."""
 
 
 class LabMetrics:
-    """All counters of one engine and its API process."""
+    """All counters of one engine and its API process, since its start. A restart begins with a new one.
+
+    Engine and service bump the attributes where things happen; pages read them. Bucket bounds are those of the dialect.
+    """
 
     def __init__(self, params: LabParams) -> None:
         self._params = params
         tokens_bounds = _one_two_five(params.max_model_len_tokens())
         self.preemptions = 0
         self.prompt_tokens = 0
+        """Of prompts whose first token is out, each prompt once, cached ones included."""
         self.generation_tokens = 0
-        self.finished = {"stop": 0, "length": 0, "abort": 0, "error": 0}
+        self.finished = {"stop": 0, "length": 0, "abort": 0, "error": 0, "repetition": 0}
         self.rejected_requests = 0
+        """Refused by a limit on waiting or running requests: 429 or 503."""
+        self.invalid_requests = 0
+        """Refused for what they are: 400."""
         self.http_requests: dict[tuple[str, str, str], int] = {}
+        self.http_duration_s: dict[tuple[str, str], Histogram] = {}
+        """By handler and method, over all answers there."""
+        self.http_request_bytes: dict[str, int] = {}
+        """Content length of requests by handler. Answers of unknown length, such as streams, count as 0 and so are not
+        kept."""
+
+        # Prompts and cache. At each admission prefix_queries_tokens counts the looked-up tokens and prefix_hit_tokens
+        # those found; the other two count with prompt_tokens.
+        self.prefix_queries_tokens = 0
+        self.prefix_hit_tokens = 0
+        self.cached_prompt_tokens = 0
+        """Of prompt_tokens, those that came from this engine's prefix cache."""
+        self.external_prompt_tokens = 0
+        """Of prompt_tokens, those whose KV came from another engine."""
+        self.recomputed_tokens = 0
+        """Computed again after a preemption, prompt and output."""
+        self.evicted_tokens = 0
+        """In cached blocks that were given to someone else."""
+        self.longest_sequence_tokens = 0
+
+        # Speculation.
+        self.drafts = 0
+        self.draft_tokens = 0
+        self.accepted_tokens = 0
+        self.accepted_per_position: list[int] = []
+
+        # Steps; count_step bumps them.
+        self.steps = 0
+        self.step_sequences = 0
+        """Sum over steps of the sequences in the batch."""
+        self.decode_steps = 0
+        """Steps without prompt tokens."""
+        self.graphed_decode_steps = 0
+        self.last_decode_graphed = False
+        self.prefill_step_s = Histogram(STEP_S_BOUNDS)
+        self.decode_step_s = Histogram(STEP_S_BOUNDS)
+        self.prefill_batches = Histogram(BATCH_BOUNDS)
+        """Sequences in steps with prompt tokens."""
+        self.generation_rate_tokens_per_s = 0.0
+        """Over the last DECODE_LOG_STEPS decode steps, as SGLang logs it."""
+        self._rate_from_s = 0.0
+        self._rate_from_tokens = 0
+
+        # Rest of the engine.
+        self.prompt_busy_s = 0.0
+        """Sum over requests from their first step to their first token, bumped there."""
+        self.kv_transfers = 0
+        self.kv_transfer_bytes = 0
+        self.kv_transfer_s = 0.0
+        self.grammar_compiles = 0
+        self.grammar_compile_s = 0.0
+        self.grammar_hits = 0
+        """Requests whose grammar was there already."""
+        self.encoder_tokens = 0
+        self.mm_queries = 0
+        self.mm_hits = 0
+        """Images looked up in the processor's cache, and found."""
+        self.adapter_loads = 0
+
+        # Before the engine.
+        self.validation_s = Histogram(STEP_S_BOUNDS)
+        """Tokenising and checking, per request; observed by the API process."""
+        self.engine_requests = 0
+        """Requests that reached the model's API, refused or not."""
         self.request_prompt_tokens = Histogram(tokens_bounds)
         self.request_generation_tokens = Histogram(tokens_bounds)
         self.iteration_tokens = Histogram(STEP_TOKENS_BOUNDS)
@@ -86,9 +187,38 @@ class LabMetrics:
         self.prefill_s = Histogram(REQUEST_S_BOUNDS)
         self.decode_s = Histogram(REQUEST_S_BOUNDS)
 
-    def count_http(self, handler: str, method: str, status: int) -> None:
+    def count_http(
+        self, handler: str, method: str, status: int, duration_s: float | None = None, request_bytes: int = 0
+    ) -> None:
+        """An answer has ended. duration_s: from the request's arrival to there; None: not known, and not observed."""
         key = (handler, method, f"{status // 100}xx")
         self.http_requests[key] = self.http_requests.get(key, 0) + 1
+        if duration_s is not None:
+            if (handler, method) not in self.http_duration_s:
+                self.http_duration_s[handler, method] = Histogram(HTTP_S_BOUNDS)
+            self.http_duration_s[handler, method].observe(duration_s)
+            self.http_request_bytes[handler] = self.http_request_bytes.get(handler, 0) + request_bytes
+
+    def count_step(self, now_s: float, duration_s: float, sequences: int, prefill: bool, graphed: bool) -> None:
+        """A step of the engine has ended at now_s; call it after generation_tokens was bumped.
+
+        prefill: it held prompt tokens, or recomputed ones.
+        """
+        self.steps += 1
+        self.step_sequences += sequences
+        if prefill:
+            self.prefill_step_s.observe(duration_s)
+            self.prefill_batches.observe(sequences)
+            return
+        self.decode_steps += 1
+        self.decode_step_s.observe(duration_s)
+        self.graphed_decode_steps += graphed
+        self.last_decode_graphed = graphed
+        if self.decode_steps % DECODE_LOG_STEPS == 0:
+            gap_s = now_s - self._rate_from_s
+            if gap_s > 0:
+                self.generation_rate_tokens_per_s = (self.generation_tokens - self._rate_from_tokens) / gap_s
+            self._rate_from_s, self._rate_from_tokens = now_s, self.generation_tokens
 
     def page(self, gauges: Gauges) -> str:
         """Text exposition format, without `_created` lines."""
@@ -184,3 +314,13 @@ class LabMetrics:
             ("request_prefill_time_seconds", "First scheduled to first token.", self.prefill_s),
             ("request_decode_time_seconds", "First token to last token.", self.decode_s),
         ]
+
+
+class EngineState(msgspec.Struct):
+    """What a page is made from: one engine at one instant."""
+
+    params: LabParams
+    metrics: LabMetrics
+    gauges: Gauges
+    index: int = 0
+    """Among the engines behind one API server (data parallel rank)."""
