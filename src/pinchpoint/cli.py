@@ -13,6 +13,8 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from pinchpoint import __version__
+from pinchpoint.cli_lab import lab_app
+from pinchpoint.cli_output import OUTPUT, Json, Slos, complain, print_json, print_verdict
 from pinchpoint.cli_plan import plan_app, workloads
 from pinchpoint.cli_workload import workload_app
 from pinchpoint.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNSUPPORTED, EXIT_USAGE, PinchpointError, UsageError
@@ -23,7 +25,6 @@ app = App(
     version=__version__,
     help_format="plaintext",
 )
-lab_app = App(name="lab", help="A simulated LLM service with known bottlenecks, to try and to test Pinchpoint on.")
 app.command(lab_app)
 app.command(plan_app)
 app.command(workloads)
@@ -33,13 +34,7 @@ _LOAD = Group("Load", sort_key=1)
 _ACCESS = Group("Access", sort_key=2)
 _API = Group("API", sort_key=3)
 _ENGINE = Group("Load generator", sort_key=4)
-_OUTPUT = Group("Output", sort_key=5)
 
-Json = Annotated[bool, Parameter(name="--json", negative="", group=_OUTPUT, help="Print JSON and nothing else.")]
-Slos = Annotated[
-    tuple[str, ...],
-    Parameter(name="--slo", negative="", help="A promise, such as 'ttft p99 < 500ms' or 'errors < 1%'. Repeatable."),
-]
 KeyEnv = Annotated[str | None, Parameter(group=_ACCESS, help="Environment variable that holds the API key.")]
 KeyFile = Annotated[Path | None, Parameter(group=_ACCESS, help="File that holds the API key.")]
 CaFile = Annotated[Path | None, Parameter(group=_ACCESS, help="Certificates of a private authority, PEM.")]
@@ -72,7 +67,7 @@ Force = Annotated[bool, Parameter(group=_ENGINE, help="Send even what this host 
 MaxInFlight = Annotated[
     int | None, Parameter(group=_LOAD, help="Guard: end when more requests are unanswered; default 5000.")
 ]
-Out = Annotated[Path | None, Parameter(group=_OUTPUT, help="Run directory to write; must not exist.")]
+Out = Annotated[Path | None, Parameter(group=OUTPUT, help="Run directory to write; must not exist.")]
 RunPath = Annotated[Path, Parameter(help="Run directory that `pinchpoint run` wrote.")]
 
 
@@ -157,9 +152,9 @@ def run(
         outcome = run_live(asked, out=out, on_progress=show, command=command, plan_file=plan, force=force)
     view, verdict = judge_directory(outcome.path)
     html_path = write_answer(view, verdict)
-    _print_verdict(view, verdict, as_json, {"report": html_path, "run": outcome.path})
+    print_verdict(view, verdict, as_json, {"report": html_path, "run": outcome.path})
     if outcome.error is not None:
-        _complain(str(outcome.error))
+        complain(str(outcome.error))
         return outcome.error.exit_code
     return verdict.exit_code
 
@@ -291,7 +286,7 @@ def load(
     answer, code = judge_load(outcome.path)
     _print_load(answer, as_json, outcome.path)
     if outcome.error is not None:
-        _complain(str(outcome.error))
+        complain(str(outcome.error))
         return outcome.error.exit_code
     return code
 
@@ -347,7 +342,7 @@ def probe(
         ca_file=str(ca_file) if ca_file else None,
     )
     if as_json:
-        _print_json({"schema": "pinchpoint.probe/1", **msgspec.to_builtins(facts)})
+        print_json({"schema": "pinchpoint.probe/1", **msgspec.to_builtins(facts)})
     else:
         sys.stdout.write(facts_text(facts))
     return EXIT_OK
@@ -365,7 +360,7 @@ def check(path: RunPath, /, *, slo: Slos = (), as_json: Json = False) -> int:
     _, verdict = judge_directory(path, parse_slos(slo) or None)
     if as_json:
         reasons = msgspec.to_builtins(verdict.validity_reasons)
-        _print_json({"schema": "pinchpoint.check/1", "validity": verdict.validity, "reasons": reasons})
+        print_json({"schema": "pinchpoint.check/1", "validity": verdict.validity, "reasons": reasons})
     else:
         sys.stdout.write(validity_text(verdict))
     return EXIT_UNSUPPORTED if verdict.validity == "INVALID" else EXIT_OK
@@ -388,7 +383,7 @@ def diagnose(path: RunPath, /, *, slo: Slos = (), as_json: Json = False) -> int:
     from pinchpoint.slo import parse_slos
 
     view, verdict = judge_directory(path, parse_slos(slo) or None)
-    _print_verdict(view, verdict, as_json, {"run": path})
+    print_verdict(view, verdict, as_json, {"run": path})
     return verdict.exit_code
 
 
@@ -398,7 +393,7 @@ def report(
     /,
     *,
     slo: Slos = (),
-    out: Annotated[Path | None, Parameter(group=_OUTPUT, help="HTML file; default: report.html in the run.")] = None,
+    out: Annotated[Path | None, Parameter(group=OUTPUT, help="HTML file; default: report.html in the run.")] = None,
     as_json: Json = False,
 ) -> int:
     """Write the HTML report of a run again."""
@@ -411,7 +406,7 @@ def report(
     view, verdict = judge_directory(path, chosen)
     written = write_answer(view, verdict, out)
     if as_json:
-        _print_json({"schema": "pinchpoint.report/1", "report": str(written)})
+        print_json({"schema": "pinchpoint.report/1", "report": str(written)})
     else:
         sys.stdout.write(f"{written}\n")
     return EXIT_OK
@@ -425,107 +420,18 @@ def rules(code: str | None = None, /, *, as_json: Json = False) -> int:
     if code is not None:
         page = rule_page(code)
         if as_json:
-            _print_json({"schema": "pinchpoint.rule/1", "code": code.upper(), "page": page})
+            print_json({"schema": "pinchpoint.rule/1", "code": code.upper(), "page": page})
         else:
             sys.stdout.write(page.rstrip() + "\n")
         return EXIT_OK
     found = [loaded.rule for loaded in load_rules()]
     if as_json:
         listed = [{"code": rule.code, "name": rule.name, "title": rule.title, "layer": rule.layer} for rule in found]
-        _print_json({"schema": "pinchpoint.rules/1", "rules": listed})
+        print_json({"schema": "pinchpoint.rules/1", "rules": listed})
     else:
         for rule in found:
             sys.stdout.write(f"{rule.code:7} {rule.name:22} {rule.layer:16} {rule.title}\n")
     return EXIT_OK
-
-
-@lab_app.command
-def serve(
-    *,
-    fault: Annotated[str, Parameter(help="Name from `pinchpoint lab faults`, none, or random.")] = "none",
-    port: Annotated[int, Parameter(help="0 takes a free port.")] = 8000,
-    host: str = "127.0.0.1",
-    seed: int = 0,
-    truth_file: Annotated[Path | None, Parameter(help="Write here, as JSON, what is really wrong.")] = None,
-    as_json: Json = False,
-) -> int:
-    """Run the simulated service over HTTP until Ctrl-C."""
-    from pinchpoint.lab.server import run_server
-
-    def ready(bound_port: int) -> None:
-        url = f"http://{host}:{bound_port}"
-        if as_json:
-            _print_json({"schema": "pinchpoint.lab-serve/1", "url": url})
-        else:
-            sys.stdout.write(f"the lab serves at {url} (Ctrl-C ends it)\n")
-        sys.stdout.flush()
-
-    run_server(fault, seed=seed, host=host, port=port, truth_file=truth_file, ready=ready)
-    return EXIT_OK
-
-
-@lab_app.command
-def synth(
-    *,
-    fault: Annotated[str, Parameter(help="Name from `pinchpoint lab faults`, or none.")] = "none",
-    out: Annotated[Path, Parameter(group=_OUTPUT, help="Run directory to write; must not exist.")],
-    slo: Slos = (),
-    workload: Annotated[str, Parameter(help="chat, chat-short or summarise.")] = "chat",
-    budget: Annotated[str, Parameter(help="Virtual time for the whole search.")] = "3m",
-    max_rate: Annotated[str | None, Parameter(help="Never offer more than this many requests/s.")] = None,
-    seed: int = 1,
-    as_json: Json = False,
-) -> int:
-    """Make a complete run directory in virtual time: the same search against the simulated service, in seconds."""
-    from pinchpoint.conclude import judge_directory, write_answer
-    from pinchpoint.plan import build_plan
-    from pinchpoint.synth import run_virtual
-    from pinchpoint.units import parse_duration_s, parse_rate_rps
-
-    values: dict[str, Any] = {
-        "url": "http://lab.invalid",
-        "seed": seed,
-        "slos": slo,
-        "workload": {"preset": workload},
-        "budget_s": parse_duration_s(budget),
-        "max_rate_rps": parse_rate_rps(max_rate) if max_rate else None,
-    }
-    path = run_virtual(build_plan(values), fault, out)
-    view, verdict = judge_directory(path)
-    html_path = write_answer(view, verdict)
-    _print_verdict(view, verdict, as_json, {"report": html_path, "run": path})
-    return EXIT_OK
-
-
-@lab_app.command
-def faults(*, as_json: Json = False) -> int:
-    """List what the lab can break: the physics, the knobs and what should be seen."""
-    import msgspec
-
-    from pinchpoint.lab.faults import FAULTS
-
-    if as_json:
-        _print_json({"schema": "pinchpoint.faults/1", "faults": msgspec.to_builtins(list(FAULTS.values()))})
-        return EXIT_OK
-    for fault in FAULTS.values():
-        sys.stdout.write(f"{fault.name}  ({fault.layer}, found by {fault.expected_rule or 'no rule'})\n")
-        sys.stdout.write(f"    {fault.physics}\n    seen as: {fault.signature}\n")
-    return EXIT_OK
-
-
-@lab_app.command
-def demo(
-    *,
-    fault: Annotated[str, Parameter(help="What to break; random keeps it a surprise.")] = "random",
-    budget: Annotated[str, Parameter(help="Time for the search.")] = "80s",
-    seed: int | None = None,
-    out: Annotated[Path | None, Parameter(group=_OUTPUT, help="Run directory to write; must not exist.")] = None,
-    as_json: Json = False,
-) -> int:
-    """Start the lab with one hidden bottleneck, run the main job against it, then compare with the truth."""
-    from pinchpoint.demo import run_demo
-
-    return run_demo(fault=fault, budget=budget, seed=seed, out=out, as_json=as_json)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -548,35 +454,10 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int, as_json: bool) -> int:
-    _complain(message)
+    complain(message)
     if as_json:
-        _print_json({"schema": "pinchpoint.error/1", "error": message, "exit_code": code})
+        print_json({"schema": "pinchpoint.error/1", "error": message, "exit_code": code})
     return code
-
-
-def _complain(message: str) -> None:
-    from pinchpoint.report.literal import visible
-
-    sys.stderr.write(f"pinchpoint: {visible(' '.join(message.split()), 600)}\n")
-
-
-def _print_json(document: dict[str, Any]) -> None:
-    import msgspec
-
-    sys.stdout.write(msgspec.json.format(msgspec.json.encode(document), indent=2).decode() + "\n")
-
-
-def _print_verdict(view: Any, verdict: Any, as_json: bool, paths: dict[str, Path]) -> None:
-    if as_json:
-        from pinchpoint.report.json import verdict_json
-
-        sys.stdout.write(verdict_json(verdict).decode().rstrip() + "\n")
-        return
-    from rich.console import Console
-
-    from pinchpoint.report.text import print_screen
-
-    print_screen(Console(), verdict, view, paths=paths)
 
 
 def _print_load(answer: Any, as_json: bool, path: Path) -> None:

@@ -1,0 +1,101 @@
+"""Verbs about the lab, the simulated service: serve it, run it in virtual time, list what it can break, show it."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App, Parameter
+
+from pinchpoint.cli_output import OUTPUT, Json, Slos, print_json, print_verdict
+from pinchpoint.errors import EXIT_OK
+
+lab_app = App(name="lab", help="A simulated LLM service with known bottlenecks, to try and to test Pinchpoint on.")
+
+
+@lab_app.command
+def serve(
+    *,
+    fault: Annotated[str, Parameter(help="Name from `pinchpoint lab faults`, none, or random.")] = "none",
+    port: Annotated[int, Parameter(help="0 takes a free port.")] = 8000,
+    host: str = "127.0.0.1",
+    seed: int = 0,
+    truth_file: Annotated[Path | None, Parameter(help="Write here, as JSON, what is really wrong.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Run the simulated service over HTTP until Ctrl-C."""
+    from pinchpoint.lab.server import run_server
+
+    def ready(bound_port: int) -> None:
+        url = f"http://{host}:{bound_port}"
+        if as_json:
+            print_json({"schema": "pinchpoint.lab-serve/1", "url": url})
+        else:
+            sys.stdout.write(f"the lab serves at {url} (Ctrl-C ends it)\n")
+        sys.stdout.flush()
+
+    run_server(fault, seed=seed, host=host, port=port, truth_file=truth_file, ready=ready)
+    return EXIT_OK
+
+
+@lab_app.command
+def synth(
+    *,
+    fault: Annotated[str, Parameter(help="Name from `pinchpoint lab faults`, or none.")] = "none",
+    out: Annotated[Path, Parameter(group=OUTPUT, help="Run directory to write; must not exist.")],
+    slo: Slos = (),
+    workload: Annotated[str, Parameter(help="chat, chat-short or summarise.")] = "chat",
+    budget: Annotated[str, Parameter(help="Virtual time for the whole search.")] = "3m",
+    max_rate: Annotated[str | None, Parameter(help="Never offer more than this many requests/s.")] = None,
+    seed: int = 1,
+    as_json: Json = False,
+) -> int:
+    """Make a complete run directory in virtual time: the same search against the simulated service, in seconds."""
+    from pinchpoint.conclude import judge_directory, write_answer
+    from pinchpoint.plan import build_plan
+    from pinchpoint.synth import run_virtual
+    from pinchpoint.units import parse_duration_s, parse_rate_rps
+
+    values: dict[str, Any] = {
+        "url": "http://lab.invalid",
+        "seed": seed,
+        "slos": slo,
+        "workload": {"preset": workload},
+        "budget_s": parse_duration_s(budget),
+        "max_rate_rps": parse_rate_rps(max_rate) if max_rate else None,
+    }
+    path = run_virtual(build_plan(values), fault, out)
+    view, verdict = judge_directory(path)
+    html_path = write_answer(view, verdict)
+    print_verdict(view, verdict, as_json, {"report": html_path, "run": path})
+    return EXIT_OK
+
+
+@lab_app.command
+def faults(*, as_json: Json = False) -> int:
+    """List what the lab can break: the physics, the knobs and what should be seen."""
+    import msgspec
+
+    from pinchpoint.lab.faults import FAULTS
+
+    if as_json:
+        print_json({"schema": "pinchpoint.faults/1", "faults": msgspec.to_builtins(list(FAULTS.values()))})
+        return EXIT_OK
+    for fault in FAULTS.values():
+        sys.stdout.write(f"{fault.name}  ({fault.layer}, found by {fault.expected_rule or 'no rule'})\n")
+        sys.stdout.write(f"    {fault.physics}\n    seen as: {fault.signature}\n")
+    return EXIT_OK
+
+
+@lab_app.command
+def demo(
+    *,
+    fault: Annotated[str, Parameter(help="What to break; random keeps it a surprise.")] = "random",
+    budget: Annotated[str, Parameter(help="Time for the search.")] = "80s",
+    seed: int | None = None,
+    out: Annotated[Path | None, Parameter(group=OUTPUT, help="Run directory to write; must not exist.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Start the lab with one hidden bottleneck, run the main job against it, then compare with the truth."""
+    from pinchpoint.demo import run_demo
+
+    return run_demo(fault=fault, budget=budget, seed=seed, out=out, as_json=as_json)
