@@ -22,7 +22,7 @@ import sys
 import tempfile
 import tomllib
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from rich.console import Console
 from pinchpoint import calibrate, catalog, delivered, errors, fitted, measure, model, plan
 from pinchpoint.cli import app
 from pinchpoint.diagnose.rule import load_rules, rule_page
-from pinchpoint.lab.faults import FAULTS
+from pinchpoint.lab.faults import FAULTS, SEVERITIES
 from pinchpoint.report import load_answer
 from pinchpoint.report.json import write_schemas
 from pinchpoint.targets.registry import TARGETS
@@ -290,18 +290,33 @@ def alias_text(alias: str | dict[str, Any]) -> str:
 def faults_block() -> str:
     parts = []
     for fault in FAULTS.values():
-        found = f"[{fault.expected_rule}](rules/{fault.expected_rule.lower()}.md)" if fault.expected_rule else "none"
-        knobs = [f"`{name}` = `{value!r}`" for name, value in fault.set.items()]
-        knobs += [f"`{name}` × {factor:.3g}" for name, factor in fault.scale.items()]
+        found = (
+            f"[{fault.expected_rule}](rules/{fault.expected_rule.lower()}.md)" if fault.expected_rule else "none yet"
+        )
         rows = [
             ["layer", fault.layer],
             ["mechanism", fault.physics],
-            ["what is changed", ", ".join(knobs) or "nothing"],
+            *([["healthy service", _knobs(fault.base)]] if fault.base else []),
+            *([severity, _knobs(fault.changes(severity))] for severity in SEVERITIES if fault.changes(severity)),
             ["what should be seen", fault.signature],
-            ["rule that should name it", found],
+            *([["indicator", f"`{fault.indicator}`"]] if fault.indicator else []),
+            ["traffic", f"`{fault.workload}`"],
+            *(
+                [["looks like", ", ".join(f"[{name}](#{name})" for name in fault.look_alikes)]]
+                if fault.look_alikes
+                else []
+            ),
+            ["rule that should name it", found if fault.indicator else "none"],
         ]
         parts.append(f"### {fault.name}\n\n" + table(["", ""], rows))
     return "\n".join(parts)
+
+
+def _knobs(change: Mapping[str, Any]) -> str:
+    return ", ".join(
+        f"`{name}` × {value[1:]}" if isinstance(value, str) and value[1:2].isdigit() else f"`{name}` = `{value!r}`"
+        for name, value in change.items()
+    )
 
 
 def presets_block() -> str:

@@ -1,13 +1,14 @@
-"""The faults the lab can have, each a change of mechanism with the signature textbooks give it.
+"""The faults the lab can have: changes of mechanism, read from faults.toml beside this file.
 
-A table, not code: a fault sets or scales fields of LabParams. `expected_rule` is the label a test compares with; the
-lab itself never imports a rule. Values are chosen for chat traffic (about 256 prompt and 128 output tokens) on the
-default service, so that the fault gives way first at a few requests per second.
+A fault is nothing but other parameters. `expected_rule` is the label a test compares with; the lab itself never imports
+a rule.
 """
 
 import random
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any, Literal
 
 import msgspec
 
@@ -15,161 +16,96 @@ from pinchpoint.errors import UsageError
 from pinchpoint.lab.params import LabParams
 from pinchpoint.model import Layer
 
-RANDOM = "random"
+RANDOM, ANY = "random", "any"
+"""Names that stand for a draw by the seed: among the faults that a rule is meant to name and the healthy service, or
+among all."""
+TIMES = "x"
+"""Begins a value that multiplies the healthy one."""
+CLIENT_PREFIX = "client."
+
+Severity = Literal["mild", "moderate", "severe"]
+SEVERITIES: tuple[Severity, ...] = ("mild", "moderate", "severe")
+
+Change = Mapping[str, Any]
+"""Parameter -> value, or "x0.5" for half of the healthy value."""
 
 
-class Fault(msgspec.Struct, frozen=True):
-    """set: fields that take this value. scale: fields that are multiplied by this factor, on any GPU and model."""
+class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One fault in three severities. See the head of faults.toml for what each field means."""
 
     name: str
+    cause: str
     layer: Layer
     physics: str
-    expected_rule: str | None
-    """Code of the rule that should name it; None for the healthy service."""
     signature: str
     indicator: str
-    """What a paired run must show to have moved, see tests."""
-    set: Mapping[str, object] = {}
-    scale: Mapping[str, float] = {}
+    expected_rule: str | None = None
+    """Code of the rule that should name it; None for the healthy service, and where no rule knows it."""
+    look_alikes: tuple[str, ...] = ()
+    workload: str = "chat"
+    load_ratio: float = 0.6
+    duration_s: float = 60.0
+    base: Change = {}
+    mild: Change = {}
+    moderate: Change = {}
+    severe: Change = {}
 
     @property
     def knobs(self) -> tuple[str, ...]:
-        return (*self.set, *self.scale)
+        """Every parameter that some severity changes."""
+        return tuple(dict.fromkeys(key for severity in SEVERITIES for key in getattr(self, severity)))
 
-    def apply(self, params: LabParams) -> LabParams:
-        scaled = {field: getattr(params, field) * factor for field, factor in self.scale.items()}
-        changed = msgspec.structs.replace(params, **self.set, **scaled)
-        changed.validate()
-        return changed
+    @property
+    def virtual_only(self) -> bool:
+        """It is a fault of the load generator itself, which a service cannot have over HTTP."""
+        return any(knob.startswith(CLIENT_PREFIX) for knob in self.knobs)
+
+    def healthy(self, params: LabParams) -> LabParams:
+        """The service that this fault is held against."""
+        return params.changed(self.base)
+
+    def apply(self, params: LabParams, severity: Severity = "moderate") -> LabParams:
+        """The service with the fault. Raises UsageError for parameters that describe no possible service."""
+        return self.spoil(self.healthy(params), severity)
+
+    def spoil(self, healthy: LabParams, severity: Severity) -> LabParams:
+        """healthy: has the base of this fault already."""
+        return healthy.changed({key: _value(healthy, key, wanted) for key, wanted in self.changes(severity).items()})
+
+    def changes(self, severity: Severity) -> Change:
+        return getattr(self, severity)
 
 
-_ALL = (
-    Fault(
-        name="none",
-        layer="none",
-        physics="A healthy service: its limit is what the GPU can compute.",
-        expected_rule=None,
-        signature="no queue, no preemption, latency flat until prefill and decode fill the steps",
-        indicator="",
-    ),
-    Fault(
-        name="slot-cap",
-        layer="model inference",
-        physics="max_num_seqs is far below what the KV pool and the GPU could batch, so requests wait for a slot.",
-        expected_rule="SEQ001",
-        signature="running flat at the cap, waiting grows, KV pool nearly empty, TTFT explodes, TPOT flat",
-        indicator="waiting",
-        set={"max_num_seqs": 12},
-    ),
-    Fault(
-        name="kv-exhausted",
-        layer="model inference",
-        physics="Too few KV blocks for what is admitted: running requests are evicted and computed again.",
-        expected_rule="KV001",
-        signature="KV pool full, preemptions climb, gaps inside streams, running saw-tooths, goodput falls",
-        indicator="preemptions",
-        set={"kv_blocks": 280, "admission": "optimistic"},
-    ),
-    Fault(
-        name="kv-admission",
-        layer="model inference",
-        physics="Too few KV blocks, each request reserves its whole length: new ones wait, running ones are safe.",
-        expected_rule="KV002",
-        signature="KV pool full, waiting grows, no preemption, running below max_num_seqs, TTFT explodes, TPOT flat",
-        indicator="kv_used",
-        set={"kv_blocks": 340, "admission": "reserve_full"},
-    ),
-    Fault(
-        name="prefill-bound",
-        layer="model inference",
-        # A100 data sheet: bf16 without tensor cores is 39 of 312 TFLOP/s, of which plain cores reach about 0.93.
-        physics="Matrix products run without tensor cores (a sixth of the rate); memory bandwidth is untouched.",
-        expected_rule="PRE001",
-        signature="waiting grows with KV pool nearly empty, prefill time large and proportional to prompt tokens",
-        indicator="prefill",
-        scale={"compute_efficiency_ratio": 1 / 6},
-    ),
-    Fault(
-        name="decode-bound",
-        layer="model inference",
-        physics=(
-            "Memory bandwidth is halved and a fallback attention kernel reads the cache once per query head, "
-            "uncoalesced: each decode step pays for every token of every context."
-        ),
-        expected_rule="DEC001",
-        signature="TPOT rises with batch and context while nothing waits; running grows, TTFT modest",
-        indicator="tpot",
-        set={"kv_reads_per_token": 4.0},
-        scale={"weight_bandwidth_efficiency_ratio": 0.6, "kv_bandwidth_efficiency_ratio": 0.12},
-    ),
-    Fault(
-        name="api-bound",
-        layer="application",
-        physics="One event loop spends tens of ms of CPU on each request and a third of a ms on each chunk.",
-        expected_rule="API001",
-        signature="/health slows with load, API process at one core, engine running low and nothing waiting in it",
-        indicator="null_request",
-        set={"api_request_s": 0.05, "api_chunk_s": 0.3e-3},
-    ),
-    Fault(
-        name="rate-limit",
-        layer="infrastructure",
-        physics="A token bucket in front of the service admits a fixed rate.",
-        expected_rule="LIM001",
-        signature="HTTP 429 with Retry-After, goodput clamped, engine far from any limit",
-        indicator="rejected",
-        set={"rate_limit_rps": 6.0, "rate_limit_burst_requests": 10.0},
-    ),
-    Fault(
-        name="admission-limit",
-        layer="application",
-        physics="The API server refuses requests beyond a fixed number in flight.",
-        expected_rule="LIM001",
-        signature="HTTP 503, latency of the admitted flat, engine far from any limit",
-        indicator="rejected",
-        set={"in_flight_limit": 16},
-    ),
-    Fault(
-        name="sse-buffering",
-        layer="infrastructure",
-        physics="A proxy collects the event stream and hands it on when it is complete.",
-        expected_rule="NET001",
-        signature="client TTFT equals E2E and grows with output length; the server's own TTFT is normal",
-        indicator="client_ttft",
-        set={"proxy_buffering": True},
-    ),
-)
+def _value(healthy: LabParams, key: str, wanted: Any) -> Any:
+    if isinstance(wanted, list):
+        return tuple(wanted)
+    if not (isinstance(wanted, str) and wanted.startswith(TIMES) and wanted[1:2].isdigit()):
+        return wanted
+    current = healthy.num_kv_blocks() if key == "kv_blocks" else healthy.value(key)
+    assert isinstance(current, int | float), key
+    scaled = current * float(wanted.removeprefix(TIMES))
+    return max(1, round(scaled)) if isinstance(current, int) else scaled
 
-FAULTS: dict[str, Fault] = {fault.name: fault for fault in _ALL}
+
+def _read() -> dict[str, Fault]:
+    tables = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+    return {name: msgspec.convert({"name": name, **table}, Fault) for name, table in tables.items()}
+
+
+FAULTS: dict[str, Fault] = _read()
+HEALTHY = "none"
 
 
 def choose_fault(name: str, seed: int) -> Fault:
-    """The fault called `name`; for "random" one of all, the healthy service among them, fixed by the seed.
+    """The fault called `name`, or one drawn by the seed for RANDOM and ANY.
 
-    Raises UsageError for a name that is not in the table.
+    A draw never gives a fault of the load generator. Raises UsageError for a name that is not in the table.
     """
-    if name == RANDOM:
-        return random.Random(seed).choice(_ALL)
+    if name in (RANDOM, ANY):
+        drawn = [f for f in FAULTS.values() if not f.virtual_only]
+        if name == RANDOM:
+            drawn = [f for f in drawn if f.expected_rule or f.name == HEALTHY]
+        return random.Random(seed).choice(drawn)
     if name not in FAULTS:
-        raise UsageError(f"the lab has no fault {name!r}; choose one of {', '.join(FAULTS)} or {RANDOM}")
+        raise UsageError(f"the lab has no fault {name!r}; choose one of {', '.join(FAULTS)}, {RANDOM} or {ANY}")
     return FAULTS[name]
-
-
-def write_truth(path: Path, fault: Fault, params: LabParams, seed: int) -> None:
-    """Writes what is really wrong as JSON, for whoever scores a diagnosis later.
-
-    Raises UsageError when the file cannot be written.
-    """
-    truth = {
-        "fault": fault.name,
-        "expected_rule": fault.expected_rule,
-        "layer": fault.layer,
-        "physics": fault.physics,
-        "knobs": {knob: getattr(params, knob) for knob in fault.knobs},
-        "seed": seed,
-        "params": msgspec.to_builtins(params),
-    }
-    try:
-        path.write_bytes(msgspec.json.format(msgspec.json.encode(truth)) + b"\n")
-    except OSError as error:
-        raise UsageError(f"cannot write the truth file {path}: {error.strerror}; choose another path") from error

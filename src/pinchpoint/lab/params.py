@@ -154,7 +154,6 @@ class Front(msgspec.Struct, frozen=True, kw_only=True):
     gateway_timeout_s: float | None = None
     """The gateway gives up on an attempt that has sent nothing yet, and tries again."""
     gateway_retries: int = 0
-    autoscaler: Autoscaler | None = None
 
 
 class Path(msgspec.Struct, frozen=True, kw_only=True):
@@ -334,6 +333,7 @@ class LabParams(msgspec.Struct, frozen=True, kw_only=True):
     """The proxy hands an answer on only when it is complete."""
 
     front: Front = Front()
+    autoscaler: Autoscaler | None = None
     path: Path = Path()
     host: Host = Host()
     accelerator: Accelerator = Accelerator()
@@ -438,6 +438,7 @@ GROUPS: dict[str, type[msgspec.Struct]] = {
     "grammar": Grammar,
     "disaggregation": Disaggregation,
     "front": Front,
+    "autoscaler": Autoscaler,
     "path": Path,
     "host": Host,
     "accelerator": Accelerator,

@@ -1,4 +1,4 @@
-"""What exporters read off the simulated hardware: cumulative counters and instantaneous gauges. No metric names here."""
+"""What exporters read off the simulated hardware: cumulative counters and gauges of the moment. No metric names."""
 
 import msgspec
 

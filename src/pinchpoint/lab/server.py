@@ -20,10 +20,10 @@ from pinchpoint.errors import UsageError
 from pinchpoint.lab.answers import Answer, answer_to, ranking_body
 from pinchpoint.lab.api import Api, ApiError, Dialect, Generation, Ranking, RankingKind
 from pinchpoint.lab.engine import Engine, Sequence
-from pinchpoint.lab.faults import choose_fault, write_truth
 from pinchpoint.lab.gateway import Gateway
 from pinchpoint.lab.http import Connection, Request
 from pinchpoint.lab.params import LabParams
+from pinchpoint.lab.scenario import choose_scenario, write_truth
 from pinchpoint.lab.timeline import Timeline
 
 LISTEN_BACKLOG_CONNECTIONS = 2048
@@ -378,10 +378,10 @@ def run_server(
 
     params is the healthy service that the fault changes. Prints nothing.
     """
-    chosen = choose_fault(fault, seed)
-    faulty = chosen.apply(params or LabParams())
+    scenario = choose_scenario(fault, base=params, seed=seed)
+    faulty = scenario.after
     if truth_file is not None:
-        write_truth(truth_file, chosen, faulty, seed)
+        write_truth(truth_file, scenario)
     gc.freeze()
     gc.set_threshold(GC_THRESHOLD_OBJECTS)
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:

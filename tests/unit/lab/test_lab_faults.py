@@ -9,8 +9,9 @@ import pytest
 from lab_traffic import NS_PER_S, Outcome, chat_run
 
 from pinchpoint.errors import UsageError
-from pinchpoint.lab.faults import FAULTS, choose_fault, write_truth
+from pinchpoint.lab.faults import FAULTS, SEVERITIES, Severity, choose_fault
 from pinchpoint.lab.params import LabParams
+from pinchpoint.lab.scenario import choose_scenario, write_truth
 
 
 def waiting(outcome: Outcome) -> float:
@@ -21,16 +22,18 @@ def kv_used(outcome: Outcome) -> float:
     return outcome.service.engine.gauges().kv_used_ratio
 
 
-INDICATORS: dict[str, Callable[[Outcome], float]] = {
-    "waiting": waiting,
-    "kv_used": kv_used,
-    "preemptions": lambda o: o.service.engine.metrics.preemptions,
-    "prefill": lambda o: o.service.engine.metrics.prefill_s.sum / o.service.engine.metrics.prefill_s.count,
-    "tpot": lambda o: float(np.median(o.tpot_s())),
-    "null_request": lambda o: float(np.quantile(o.null_s(), 0.95)),
-    "rejected": lambda o: o.rejected(),
-    "client_ttft": lambda o: float(np.median(o.ttft_s())),
+OWN: dict[str, Callable[[Outcome], float]] = {
+    "slot-cap": waiting,
+    "kv-exhausted": lambda o: o.service.engine.metrics.preemptions,
+    "kv-admission": kv_used,
+    "prefill-bound": lambda o: o.service.engine.metrics.prefill_s.sum / o.service.engine.metrics.prefill_s.count,
+    "decode-bound": lambda o: float(np.median(o.tpot_s())),
+    "api-bound": lambda o: float(np.quantile(o.null_s(), 0.95)),
+    "rate-limit": lambda o: o.rejected(),
+    "admission-limit": lambda o: o.rejected(),
+    "sse-buffering": lambda o: float(np.median(o.ttft_s())),
 }
+"""What each fault that a rule is meant to name does inside the service, where no client sees it."""
 
 OVERLOAD_RPS = 12.0
 FACTOR = 3.0
@@ -40,18 +43,18 @@ FACTOR = 3.0
 @pytest.fixture(scope="module")
 def runs() -> dict[str, Outcome]:
     healthy = LabParams()
-    return {name: chat_run(fault.apply(healthy), OVERLOAD_RPS, 60, drain=False) for name, fault in FAULTS.items()}
+    return {name: chat_run(FAULTS[name].apply(healthy), OVERLOAD_RPS, 60, drain=False) for name in ("none", *OWN)}
 
 
-@pytest.mark.parametrize("name", [name for name in FAULTS if name != "none"])
-def test_a_fault_moves_its_indicator(runs: dict[str, Outcome], name: str) -> None:
-    indicator = INDICATORS[FAULTS[name].indicator]
+@pytest.mark.parametrize("name", OWN)
+def test_a_fault_is_at_work_where_it_was_put(runs: dict[str, Outcome], name: str) -> None:
+    indicator = OWN[name]
     healthy, faulty = indicator(runs["none"]), indicator(runs[name])
     assert faulty > FACTOR * healthy
     assert faulty > 0
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", ["none", *OWN])
 def test_a_fault_leaves_the_mechanisms_of_the_others_alone(runs: dict[str, Outcome], name: str) -> None:
     outcome = runs[name]
     if name != "kv-exhausted":
@@ -79,7 +82,7 @@ def test_decode_bound_breaks_tpot_before_anything_waits() -> None:
     assert outcome.service.engine.metrics.queue_s.sum / outcome.service.engine.metrics.queue_s.count < 0.1
 
 
-@pytest.mark.parametrize("name", [n for n in FAULTS if n not in ("none", "sse-buffering")])
+@pytest.mark.parametrize("name", [n for n in OWN if n != "sse-buffering"])
 def test_the_healthy_service_carries_at_least_half_as_much_again(name: str) -> None:
     """A fault that the healthy service shows as well at the same load could not be told from no fault."""
     healthy, faulty = (chat_run(FAULTS[n].apply(LabParams()), 16.0, 60, drain=False) for n in ("none", name))
@@ -95,30 +98,86 @@ def test_the_healthy_service_carries_at_least_half_as_much_again(name: str) -> N
 def test_labels_are_complete() -> None:
     for name, fault in FAULTS.items():
         assert fault.name == name
-        assert (fault.expected_rule is None) == (name == "none")
         assert fault.physics and fault.signature
-        assert (fault.indicator in INDICATORS) != (name == "none")
-        assert set(fault.knobs) <= set(LabParams.__struct_fields__)
+        assert bool(fault.indicator) == bool(fault.cause) == bool(fault.knobs) == (name != "none")
+        assert set(fault.look_alikes) <= set(FAULTS) - {name}
 
 
-def test_random_is_fixed_by_the_seed_and_reaches_every_fault() -> None:
-    assert choose_fault("random", 5) is choose_fault("random", 5)
-    assert {choose_fault("random", seed).name for seed in range(200)} == set(FAULTS)
+def test_at_least_fifty_causes_of_all_layers_can_be_brought_about() -> None:
+    assert len({fault.cause for fault in FAULTS.values() if fault.cause}) >= 50
+    assert {fault.layer for fault in FAULTS.values()} == {
+        "load generator", "application", "model inference", "hardware", "infrastructure", "none"
+    }  # fmt: skip
 
 
-def test_an_unknown_fault_names_the_known_ones() -> None:
+@pytest.mark.parametrize("name", [name for name in FAULTS if name != "none"])
+@pytest.mark.parametrize("severity", SEVERITIES)
+def test_every_severity_describes_a_service_that_can_be_and_differs_from_the_healthy_one(
+    name: str, severity: Severity
+) -> None:
+    scenario = choose_scenario(name, severity)
+    assert scenario.before != scenario.after
+    changed = set(FAULTS[name].changes(severity))
+    assert all(
+        scenario.before.value(key) == scenario.after.value(key) for key in FAULTS[name].base if key not in changed
+    )
+
+
+def test_the_three_severities_are_three_different_services() -> None:
+    for name, fault in FAULTS.items():
+        if name not in ("none", "sse-buffering"):  # buffering is there or not
+            services = [fault.apply(LabParams(), severity) for severity in SEVERITIES]
+            assert services[0] != services[1] != services[2] != services[0]
+
+
+def test_a_value_with_a_times_sign_multiplies_the_healthy_one() -> None:
+    params = LabParams(gpu="H100", compute_efficiency_ratio=0.6)
+    assert FAULTS["prefill-bound"].apply(params).compute_efficiency_ratio == pytest.approx(0.1)
+    blocks = FAULTS["prefix-thrash"].apply(params, "moderate").num_kv_blocks()
+    assert blocks == pytest.approx(0.08 * params.num_kv_blocks(), abs=1)
+
+
+def test_draws_are_fixed_by_the_seed_and_reach_every_fault_that_a_service_can_have() -> None:
+    assert choose_fault("any", 5) is choose_fault("any", 5)
+    with_rules = {name for name, fault in FAULTS.items() if fault.expected_rule or name == "none"}
+    assert {choose_fault("random", seed).name for seed in range(300)} == with_rules
+    served = {name for name, fault in FAULTS.items() if not fault.virtual_only}
+    assert {choose_fault("any", seed).name for seed in range(2000)} == served
+
+
+def test_an_unknown_fault_or_severity_names_the_known_ones() -> None:
     with pytest.raises(UsageError, match="slot-cap"):
         choose_fault("gremlins", 0)
+    with pytest.raises(UsageError, match="mild, moderate, severe"):
+        choose_scenario("slot-cap", "deadly")  # pyright: ignore[reportArgumentType]
+
+
+def test_two_faults_can_be_there_together_unless_they_change_the_same_parameter() -> None:
+    both = choose_scenario("slot-cap+rate-limit", "severe")
+    assert (both.after.max_num_seqs, both.after.rate_limit_rps) == (4, 1.5)
+    with pytest.raises(UsageError, match=r"kv-exhausted and kv-admission both change kv_blocks"):
+        choose_scenario(["kv-exhausted", "kv-admission"])
+
+
+def test_what_the_user_set_is_not_overridden_by_the_base_of_a_fault() -> None:
+    scenario = choose_scenario("nvlink-degraded", base=LabParams(model="llama-3-70b", gpu="L40S", tensor_parallel=8))
+    assert (scenario.after.gpu, scenario.after.tensor_parallel) == ("L40S", 8)
+
+
+def test_before_its_onset_a_fault_is_not_there() -> None:
+    scenario = choose_scenario("slot-cap", onset_s=60)
+    assert scenario.at_start() == LabParams()
+    assert choose_scenario("slot-cap").at_start().max_num_seqs == 12
 
 
 def test_the_truth_file_says_what_is_wrong(tmp_path: Path) -> None:
-    fault = choose_fault("slot-cap", 0)
-    write_truth(tmp_path / "truth.json", fault, fault.apply(LabParams()), 7)
+    write_truth(tmp_path / "truth.json", choose_scenario("slot-cap", seed=7, onset_s=30))
     truth = json.loads((tmp_path / "truth.json").read_text())
     assert (truth["fault"], truth["expected_rule"], truth["seed"]) == ("slot-cap", "SEQ001", 7)
-    assert truth["knobs"] == {"max_num_seqs": 12}
+    assert (truth["severity"], truth["onset_s"]) == ("moderate", 30)
+    assert truth["faults"][0]["knobs"] == {"max_num_seqs": {"healthy": 256, "faulty": 12}}
     with pytest.raises(UsageError, match="truth file"):
-        write_truth(tmp_path / "absent" / "truth.json", fault, LabParams(), 7)
+        write_truth(tmp_path / "absent" / "truth.json", choose_scenario("none"))
 
 
 def test_a_quarter_hour_of_chat_runs_in_virtual_time_without_losing_a_token() -> None:
