@@ -43,7 +43,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Code of the rule that should name it; None for the healthy service, and where no rule knows it."""
     look_alikes: tuple[str, ...] = ()
     workload: str = "chat"
-    load_ratio: float = 0.6
+    load_ratio: float = 0.45
     duration_s: float = 60.0
     base: Change = {}
     mild: Change = {}
