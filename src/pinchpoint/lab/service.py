@@ -8,12 +8,10 @@ early and handed out when their time comes.
 
 import heapq
 from collections import deque
-from typing import Literal
-
-import msgspec
 
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.lab.engine import Engine, Sequence
+from pinchpoint.lab.events import NULL_REQUEST_ID, PLAIN, ClientEvent, Details
 from pinchpoint.lab.gateway import Gateway
 from pinchpoint.lab.params import LabParams
 from pinchpoint.lab.timeline import Timeline
@@ -26,35 +24,16 @@ RSS_PER_CONNECTION_BYTES = 64e3
 """Buffers and request state; order of magnitude."""
 BASE_OPEN_FDS = 24
 
-NULL_REQUEST_ID = -1
-
 CHAT_HANDLER = "/v1/chat/completions"
 
 
-class ClientEvent(msgspec.Struct, gc=False):
-    """Something a client sees.
-
-    status with kind "headers"; tokens with "chunk"; finish_reason, prompt_tokens and completion_tokens with "end" (None
-    after a refusal); retry_after_s with the headers of a refusal; latency_s with "null". There are no chunks where
-    nothing is generated.
-    """
-
-    t_ns: int
-    request_id: int
-    kind: Literal["headers", "chunk", "end", "null"]
-    status: int | None = None
-    tokens: int = 0
-    finish_reason: str | None = None
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
-    retry_after_s: float | None = None
-    latency_s: float | None = None
-
-
 class _Request:
-    __slots__ = ("at_once", "in_engine", "max_output_tokens", "prompt_tokens", "stream")
+    __slots__ = ("at_once", "details", "in_engine", "max_output_tokens", "prompt_tokens", "stream")
 
-    def __init__(self, prompt_tokens: int, max_output_tokens: int, stream: bool, at_once: bool) -> None:
+    def __init__(
+        self, prompt_tokens: int, max_output_tokens: int, stream: bool, at_once: bool, details: Details
+    ) -> None:
+        self.details = details
         self.prompt_tokens = prompt_tokens
         self.max_output_tokens = max_output_tokens
         self.stream = stream
@@ -94,14 +73,20 @@ class VirtualService:
         return self._engine
 
     def submit(
-        self, t_ns: int, request_id: int, prompt_tokens: int, max_output_tokens: int, stream: bool = True
+        self,
+        t_ns: int,
+        request_id: int,
+        prompt_tokens: int,
+        max_output_tokens: int,
+        stream: bool = True,
+        details: Details = PLAIN,
     ) -> None:
         """A client sends at t_ns. A request that is too long for the model is answered with status 400.
 
         max_output_tokens 0: only the prompt is computed, as for embeddings, and the answer comes in one piece.
         """
         at_once = not stream or self.params.proxy_buffering or max_output_tokens == 0
-        self._put(t_ns, "arrive", request_id, _Request(prompt_tokens, max_output_tokens, stream, at_once))
+        self._put(t_ns, "arrive", request_id, _Request(prompt_tokens, max_output_tokens, stream, at_once, details))
 
     def cancel(self, t_ns: int, request_id: int) -> None:
         """The client disconnects: it sees nothing more, and the engine aborts."""
@@ -228,7 +213,9 @@ class VirtualService:
         request.in_engine = True
         arrival_ns = t_ns - self._request_ns
         engine_tokens = request.max_output_tokens or 1  # the end of a prompt is where its first token comes
-        self._timeline.submit(t_ns, request_id, request.prompt_tokens, engine_tokens, arrival_ns)
+        self._timeline.submit(
+            t_ns, request_id, request.prompt_tokens, engine_tokens, arrival_ns, request.details.finish_reason
+        )
 
     def _on_tokens(self, t_ns: int, tokens: list[Sequence]) -> None:
         requests, append, chunk_ns = self._requests, self._api_events.append, self._chunk_ns
