@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from cyclopts import App, Parameter
 
 from pinchpoint.cli_output import OUTPUT, Json, Slos, print_json, print_verdict
-from pinchpoint.errors import EXIT_OK
+from pinchpoint.errors import EXIT_OK, UsageError
 
 lab_app = App(name="lab", help="A simulated LLM service with known bottlenecks, to try and to test Pinchpoint on.")
 
@@ -71,18 +71,59 @@ def synth(
 
 
 @lab_app.command
-def faults(*, as_json: Json = False) -> int:
-    """List what the lab can break: the physics, the knobs and what should be seen."""
+def faults(
+    *names: str,
+    check: Annotated[
+        bool, Parameter(negative="", help="Measure in paired runs whether they move what they should.")
+    ] = False,
+    severity: Annotated[tuple[str, ...], Parameter(help="mild, moderate or severe, of --check.")] = ("moderate",),
+    pairs: Annotated[int, Parameter(help="Paired runs for each --check.")] = 5,
+    seed: int = 1,
+    as_json: Json = False,
+) -> int:
+    """List what the lab can break: the physics, the knobs and what should be seen. With names, all about these."""
     import msgspec
+    from rich.console import Console
 
-    from pinchpoint.lab.faults import FAULTS
+    from pinchpoint.lab.faults import FAULTS, HEALTHY, SEVERITIES, choose_fault
+    from pinchpoint.report.faults_text import fault_list, fault_page, impact_table
 
-    if as_json:
-        print_json({"schema": "pinchpoint.faults/1", "faults": msgspec.to_builtins(list(FAULTS.values()))})
+    chosen = [choose_fault(name, seed) for name in names] or list(FAULTS.values())
+    console = Console()
+    if not check:
+        if as_json:
+            print_json({"schema": "pinchpoint.faults/1", "faults": msgspec.to_builtins(chosen)})
+        elif names:
+            for fault in chosen:
+                console.print(fault_page(fault, SEVERITIES))
+        else:
+            console.print(fault_list(chosen))
         return EXIT_OK
-    for fault in FAULTS.values():
-        sys.stdout.write(f"{fault.name}  ({fault.layer}, found by {fault.expected_rule or 'no rule'})\n")
-        sys.stdout.write(f"    {fault.physics}\n    seen as: {fault.signature}\n")
+    if pairs < 2:
+        raise UsageError(f"--pairs is {pairs}; a spread needs at least 2")
+    from rich.progress import track
+
+    from pinchpoint.impact import measure_impact
+    from pinchpoint.lab.scenario import choose_scenario
+
+    scenarios = [
+        choose_scenario(fault.name, level, seed=seed)  # pyright: ignore[reportArgumentType]
+        for fault in chosen
+        if fault.name != HEALTHY
+        for level in severity
+    ]
+    progress = Console(stderr=True)
+    impacts = [
+        measure_impact(scenario, pairs=pairs)
+        for scenario in track(scenarios, "paired runs", console=progress, transient=True)
+    ]
+    if as_json:
+        told = [{**msgspec.to_builtins(one), "has_impact": one.has_impact} for one in impacts]
+        print_json({"schema": "pinchpoint.impact/1", "impacts": told})
+    else:
+        console.print(impact_table(impacts))
+        none = sum(not one.has_impact for one in impacts)
+        console.print(f"\n{len(impacts) - none} of {len(impacts)} have an impact: more than 10 % and 3 sigma")
     return EXIT_OK
 
 

@@ -21,7 +21,6 @@ from pinchpoint.rundir import read_run
 from pinchpoint.series import Requests, RunView
 from pinchpoint.slo import WITHDRAWN_STATUSES
 from pinchpoint.synth import run_virtual
-from pinchpoint.units import significant
 from pinchpoint.workload.classes import resolve
 
 CHANGE_MIN = 0.10
@@ -29,7 +28,6 @@ SIGMAS_MIN = 3.0
 PAIRS = 5
 DEFAULT_DURATION_S = 60.0
 TIMEOUT_S = 60.0
-DIGITS = 3
 URL = "http://lab.invalid"
 
 Indicator = Callable[[Requests, np.ndarray, float], float]
@@ -105,15 +103,9 @@ class Impact(msgspec.Struct, frozen=True):
         return abs(self.change_ratio) > CHANGE_MIN and abs(self.sigmas) > SIGMAS_MIN
 
     @property
-    def text(self) -> str:
-        change = (
-            f"{self.change_ratio:+.0%}" if self.indicator not in SHARES else f"{100 * self.change_ratio:+.0f} points"
-        )
-        verdict = "impact" if self.has_impact else "no impact"
-        return (
-            f"{self.fault} ({self.severity}): {self.indicator} {significant(self.healthy, DIGITS)} -> "
-            f"{significant(self.faulty, DIGITS)}, {change}, {self.sigmas:.1f} sigma: {verdict}"
-        )
+    def change_text(self) -> str:
+        share = self.indicator in SHARES
+        return f"{100 * self.change_ratio:+.0f} points" if share else f"{self.change_ratio:+.0%}"
 
 
 def load_rps(healthy: LabParams, plan: Plan, load_ratio: float) -> float:
