@@ -1,278 +1,622 @@
 """Continuous batching, sans IO: which request computes how many tokens in each step (vLLM V1 scheduling rules).
 
 No clock: the caller says when a step starts (`start_step`) and ends (`end_step`), and between the two no batch
-changes. Not here: HTTP, the API process, limits in front of the engine.
+changes. Not here: HTTP, the API process, limits in front of the engine, several engines (group.py).
 
-How it works. Running requests come first, in order, one token each while decoding or what is left of the prompt while
-prefilling (chunked by the step's token budget). A running request that finds no free KV block evicts the last of the
-running ones, itself if need be; the evicted request loses its blocks, goes to the head of the waiting line and
-computes prompt and output again. Then waiting requests are admitted first come first served, up to max_num_seqs, and
-the line stops at the first one that does not fit, even if a shorter one behind it would. In a step that evicted,
-nobody is admitted.
+How it works. Running requests come first, in order, one token each while decoding (with speculation the draft too) or
+what is left of the prompt while prefilling (chunked by the step's token budget). A running request that finds no free
+KV block evicts the last of the running ones (by priority: the least urgent), itself if need be; the evicted request
+loses its blocks, goes to the head of the waiting line and computes prompt and output again, but for what the prefix
+cache still holds. Then waiting requests are admitted in order, up to max_num_seqs, and the line stops at the first one
+that does not fit, even if a shorter one behind it would; those that wait for a grammar, an adapter slot or KV from
+another engine are passed. In a step that evicted, nobody is admitted.
+
+The surprising part: most steps of a loaded engine only decode, with the same requests as the step before. For these
+`_plain` is set and both halves of a step have a short path.
 """
 
 import random
-from collections import deque
+from typing import Protocol
 
-import msgspec
-
-from pinchpoint.lab.cost import CostModel, StepWork
+from pinchpoint.lab.adapters import AdapterSlots
+from pinchpoint.lab.cost import CostModel
+from pinchpoint.lab.grammar import Cpu, Grammars
 from pinchpoint.lab.kv import BlockPool
 from pinchpoint.lab.metrics import Gauges, LabMetrics
 from pinchpoint.lab.params import LabParams
+from pinchpoint.lab.sequence import EngineRequest, Sequence, Step
+from pinchpoint.lab.speculation import accepted_tokens
+from pinchpoint.lab.waiting import WaitingLine
+from pinchpoint.lab.work import StepCost, StepWork
+
+__all__ = ["AcceleratorLike", "Engine", "EngineRequest", "Sequence", "Step"]
 
 FASTEST_STEP_RATIO = 0.5
 """Noise never makes a step shorter than this share of its mean, so a step always takes time."""
 
-
-class Sequence:
-    """One request inside the engine. `known_tokens` (prompt plus output so far) is what must be computed before the
-    next token; `computed_tokens` of them have their KV in blocks."""
-
-    __slots__ = (
-        "aborted",
-        "arrival_s",
-        "blocks",
-        "capacity_tokens",
-        "computed_tokens",
-        "finish_reason",
-        "first_token_s",
-        "known_tokens",
-        "last_token_s",
-        "max_output_tokens",
-        "output_tokens",
-        "preemptions",
-        "prompt_tokens",
-        "queued_s",
-        "request_id",
-        "scheduled_s",
-    )
-
-    def __init__(
-        self,
-        request_id: int,
-        prompt_tokens: int,
-        max_output_tokens: int,
-        arrival_s: float,
-        queued_s: float,
-        finish_reason: str,
-    ) -> None:
-        self.request_id = request_id
-        self.prompt_tokens = prompt_tokens
-        self.max_output_tokens = max_output_tokens
-        self.arrival_s = arrival_s
-        self.queued_s = queued_s
-        self.finish_reason = finish_reason
-        self.output_tokens = 0
-        self.known_tokens = prompt_tokens
-        self.computed_tokens = 0
-        self.blocks = 0
-        self.capacity_tokens = 0
-        self.preemptions = 0
-        self.scheduled_s: float | None = None
-        self.first_token_s = 0.0
-        self.last_token_s = 0.0
-        self.aborted = False
-
-    @property
-    def finished(self) -> bool:
-        return self.output_tokens >= self.max_output_tokens
+LEAK_LOOK_S = 1.0
+"""An engine that a memory leak has stopped looks again after this long."""
 
 
-class Step(msgspec.Struct, gc=False):
-    """What a step that has started will do. duration_s includes noise."""
+class AcceleratorLike(Protocol):
+    """The GPUs of one engine."""
 
-    started_s: float
-    duration_s: float
-    sequences: int
-    tokens: int
-    preempted: int
+    def on_step(self, start_s: float, duration_s: float, cost: StepCost) -> None: ...
 
 
 class Engine:
-    """The scheduler with its KV pool. Deterministic for a seed and a sequence of calls."""
+    """The scheduler with its KV pool. Deterministic for a seed and a sequence of calls.
 
-    def __init__(self, params: LabParams, seed: int, metrics: LabMetrics | None = None) -> None:
+    metrics: the counters to bump; a restart (`fail`) begins with new ones. accelerator: told about every step. cpu: how
+    long CPU time of the engine's process takes on its host; None: just that long. index: among the engines of a group.
+    """
+
+    def __init__(
+        self,
+        params: LabParams,
+        seed: int,
+        metrics: LabMetrics | None = None,
+        accelerator: AcceleratorLike | None = None,
+        cpu: Cpu | None = None,
+        index: int = 0,
+    ) -> None:
         params.validate()
         self.params = params
+        self.index = index
         self.metrics = metrics or LabMetrics(params)
         self.pool = BlockPool(params.num_kv_blocks(), params.block_size_tokens)
         self.running: list[Sequence] = []
-        self.waiting: deque[Sequence] = deque()
+        self.wake_s: float | None = None
+        """After `start_step` gave None though there is work: when to ask again; None: when something comes in."""
+        self.out_of_memory = False
+        """A leak has taken the last free block: the process dies, and whoever runs it calls `fail`."""
+        self._accelerator = accelerator
+        self._cpu = cpu
+        self._random = random.Random(f"{seed}/{index}")
+        self._line = WaitingLine(params.scheduling == "priority")
         self._by_id: dict[int, Sequence] = {}
+        self._held: dict[int, Sequence] = {}
+        self._places = self._front_places = 0
+        self._slots = AdapterSlots(params.lora.max_loras)
+        self._slots_seen_left = 0
+        self._grammars = Grammars()
+        self._masked_running = 0
         self._cost = CostModel(params)
-        self._random = random.Random(seed)
-        self._scheduled: list[tuple[Sequence, int]] = []
-        self._stepping = False
+        self._budget_tokens = _budget_tokens(params)
+        self._acceptance_ratio = 0.0
+        self._scheduled: list[Sequence] = []
+        self._step: Step | None = None
         self._aborted: list[Sequence] = []
         self._last_end_s = -1.0
+        self._plain = False
+        """Every running request got a token in the latest step, and nothing has changed since."""
+        self._plain_step = False
+        self._leak_from_s = 0.0
+        self._leaked_bytes = 0.0
 
     @property
     def has_work(self) -> bool:
-        return bool(self.running or self.waiting)
+        return bool(self.running or self._line)
 
-    def gauges(self) -> Gauges:
-        return Gauges(len(self.running), len(self.waiting), self.pool.used_ratio)
+    @property
+    def waiting(self) -> list[Sequence]:
+        """In order, those that are passed included."""
+        return list(self._line)
 
-    def submit(
-        self,
-        now_s: float,
-        request_id: int,
-        prompt_tokens: int,
-        max_output_tokens: int,
-        *,
-        arrival_s: float | None = None,
-        finish_reason: str = "length",
-    ) -> None:
-        """Puts a request at the end of the waiting line. arrival_s: when the API process first saw it, default now.
+    @property
+    def load(self) -> int:
+        """For whoever spreads requests over engines: a waiting one counts four times, as vLLM's balancer has it."""
+        return 4 * len(self._line) + len(self.running)
+
+    def gauges(self, now_s: float = 0.0) -> Gauges:
+        """What a page shows at now_s."""
+        line, running, pool = self._line, self.running, self.pool
+        parked, timed = line.parked, line.timed
+        transfers = sum(s.fetched and s.blocks > 0 for s in timed)
+        lora = self.params.lora
+        waiting_adapters = {s.request.adapter for s in line if s.request.adapter is not None} if lora.adapters else ()
+        return Gauges(
+            requests_running=len(running),
+            requests_waiting=len(line),
+            kv_used_ratio=pool.used_ratio,
+            waiting_capacity=len(line) - len(parked) - len(timed),
+            waiting_deferred=len(parked) + len(timed),
+            grammar_queue=len(timed) - transfers,
+            transfer_queue=transfers,
+            running_adapters=tuple(self._slots.running),
+            waiting_adapters=tuple(sorted(waiting_adapters)),
+            max_loras=lora.max_loras if lora.adapters else 0,
+            kv_blocks_used=pool.used,
+            kv_tokens_used=sum(s.computed_tokens for s in running),
+            batch_max_tokens=sum(s.prompt_tokens + s.max_output_tokens for s in running),
+        )
+
+    def submit(self, now_s: float, request: EngineRequest) -> None:
+        """Puts a request at the end of the waiting line (by priority: at its place in it).
 
         Raises ValueError for a request that could never finish; the API in front answers 400 before that.
         """
-        if prompt_tokens < 1 or max_output_tokens < 1:
+        request_id = request.request_id
+        if request.prompt_tokens < 1 or request.max_output_tokens < 1:
             raise ValueError(f"request {request_id} needs at least one prompt and one output token")
-        if prompt_tokens + max_output_tokens > self.params.max_model_len_tokens():
+        if request.prompt_tokens + request.max_output_tokens > self.params.max_model_len_tokens():
             raise ValueError(f"request {request_id} is longer than the model's context or the whole KV pool")
         if request_id in self._by_id:
             raise ValueError(f"request {request_id} is already in the engine")
-        arrival_s = now_s if arrival_s is None else arrival_s
-        sequence = Sequence(request_id, prompt_tokens, max_output_tokens, arrival_s, now_s, finish_reason)
+        self._places += 1
+        sequence = Sequence(request, now_s, self._places)
         self._by_id[request_id] = sequence
-        self.waiting.append(sequence)
+        self._line.add(sequence, self._grammar_ready_s(now_s, request.schema))
 
     def abort(self, request_id: int) -> bool:
         """Withdraws a request; False if it is not here. One that is being computed leaves when its step ends."""
-        sequence = self._by_id.pop(request_id, None)
+        sequence = self._by_id.get(request_id)
         if sequence is None:
             return False
-        sequence.aborted = True
         self.metrics.finished["abort"] += 1
-        if sequence.blocks == 0:
-            self.waiting.remove(sequence)
-        elif self._stepping:
-            self._aborted.append(sequence)
-        else:
-            self._release(sequence)
-            self.running.remove(sequence)
+        self._withdraw(sequence)
         return True
 
-    def start_step(self, now_s: float) -> Step | None:
-        """Chooses the batch and says how long it takes; None when nothing can be computed."""
-        if self._stepping:
-            raise RuntimeError("start_step was called before the step under way had ended")
-        scheduled = self._scheduled
-        scheduled.clear()
-        budget = self.params.max_num_batched_tokens
-        work = StepWork()
-        preempted, budget = self._schedule_running(budget, work)
-        if not preempted and self.waiting:
-            self._admit(now_s, budget, work)
-        if not scheduled:
-            return None
-        self._stepping = True
-        noise = max(FASTEST_STEP_RATIO, self._random.gauss(1.0, self.params.step_noise_ratio))
-        return Step(
-            started_s=now_s,
-            duration_s=self._cost.step_s(work) * noise,
-            sequences=work.sequences,
-            tokens=work.tokens,
-            preempted=preempted,
-        )
+    def hold(self, request_id: int) -> None:
+        """The request keeps its blocks after its end until `let_go`: another engine fetches its KV."""
+        self._held[request_id] = self._by_id[request_id]
 
-    def _schedule_running(self, budget: int, work: StepWork) -> tuple[int, int]:
+    def let_go(self, request_id: int) -> bool:
+        """The blocks of a finished request that was held come free; False if there is none."""
+        sequence = self._held.pop(request_id, None)
+        if sequence is None or request_id in self._by_id:
+            return False
+        self._release(sequence)
+        return True
+
+    def change(self, now_s: float, params: LabParams) -> list[Sequence]:
+        """New limits and costs, from the next step on. Returns the requests that are too long for the new ones: they
+        have failed and are gone."""
+        params.validate()
+        self._leak(now_s)
+        old, self.params = self.params, params
+        if (params.num_kv_blocks(), params.accelerator) != (old.num_kv_blocks(), old.accelerator):
+            self.pool.resize(max(1, params.num_kv_blocks() - self._leaked_blocks))
+        if params.scheduling != old.scheduling:
+            self._line.reorder(params.scheduling == "priority")
+        self._slots.max_loras = params.lora.max_loras
+        self._line.unpark()
+        self._cost = CostModel(params)
+        self._budget_tokens = _budget_tokens(params)
+        self._plain = False
+        longest = params.max_model_len_tokens()
+        failed = [s for s in self._by_id.values() if s.prompt_tokens + s.max_output_tokens > longest]
+        for sequence in failed:
+            self._give_up(sequence)
+            self._withdraw(sequence)
+        return failed
+
+    def fail(self, now_s: float) -> list[Sequence]:
+        """The engine's process ends and starts anew, empty and with counters at zero. Returns the requests that were
+        here: they have failed."""
+        lost = list(self._by_id.values())
+        for sequence in lost:
+            self._give_up(sequence)
+        self.metrics = LabMetrics(self.params)
+        self.pool = BlockPool(self.params.num_kv_blocks(), self.params.block_size_tokens)
+        self.running = []
+        self._line = WaitingLine(self.params.scheduling == "priority")
+        self._by_id.clear()
+        self._held.clear()
+        self._slots = AdapterSlots(self.params.lora.max_loras)
+        self._slots_seen_left = 0
+        self._grammars = Grammars()
+        self._masked_running = 0
+        self._cost = CostModel(self.params)
+        self._scheduled = []
+        self._aborted = []
+        self._step = None
+        self._plain = False
+        self.wake_s = None
+        self.out_of_memory = False
+        self._leaked_bytes, self._leak_from_s = 0.0, now_s
+        return lost
+
+    def start_step(self, now_s: float) -> Step | None:
+        """Chooses the batch and says how long it takes; None when nothing can be computed (see wake_s)."""
+        if self._step is not None:
+            raise RuntimeError("start_step was called before the step under way had ended")
+        self._leak(now_s)
+        self.wake_s = None
+        work = StepWork()
+        preempted = 0
+        line, running = self._line, self.running
+        # An abort, an eviction and an admission clear `_plain`; nothing else changes the batch.
+        self._plain_step = plain = self._plain and self._schedule_plain()
+        if plain:
+            budget = self._budget_tokens - len(running)
+            self._scheduled = running
+        else:
+            self._scheduled = []
+            preempted, budget = self._schedule_running()
+        if line and not (preempted and self._scheduled):
+            before = len(running)
+            if plain:
+                self._scheduled = running[:]
+            self._admit(now_s, budget, work)
+            if plain and len(running) > before:
+                self._plain_step = plain = False
+                for sequence in running[:before]:
+                    sequence.scheduled_tokens = 1
+            elif plain:
+                self._scheduled = running
+        if not self._scheduled:
+            self.wake_s = line.next_ready_s
+            if self.wake_s is None and line and self.params.accelerator.memory_leak_bytes_per_s > 0:
+                self.wake_s = now_s + LEAK_LOOK_S
+            return None
+        if plain:
+            self._sum_plain(work)
+        else:
+            self._sum_work(work)
+        self._step = step = self._time_step(now_s, work, preempted)
+        return step
+
+    def _schedule_plain(self) -> bool:
+        """One token for every running request; False, and nothing is done, if there is no room for that."""
+        running, pool = self.running, self.pool
+        if len(running) > self._budget_tokens:
+            return False
+        full = [s for s in running if s.computed_tokens >= s.capacity_tokens]
+        if full:
+            if not pool.take(len(full)):
+                return False
+            block_size = pool.block_size_tokens
+            for sequence in full:
+                sequence.blocks += 1
+                sequence.capacity_tokens += block_size
+                if sequence.keys:
+                    self._register(sequence, sequence.computed_tokens)
+        return True
+
+    def _schedule_running(self) -> tuple[int, int]:
         """Returns (requests evicted, budget left)."""
-        running, scheduled = self.running, self._scheduled
-        preempted = index = kv_tokens = 0
-        pairs = 0.0
+        running, scheduled, pool = self.running, self._scheduled, self.pool
+        budget, threshold = self._budget_tokens, self.params.long_prefill_token_threshold
+        speculation = self.params.speculation
+        drafts = speculation.num_speculative_tokens if speculation is not None else 0
+        self._acceptance_ratio = speculation.acceptance_ratio if speculation is not None else 0.0
+        longest = self.params.max_model_len_tokens() if drafts else 0
+        preempted = index = 0
         while index < len(running) and budget > 0:
             sequence = running[index]
             past = sequence.computed_tokens
-            n = sequence.known_tokens - past
+            n = sequence.prompt_tokens + sequence.output_tokens - past
+            if n == 1 and drafts and sequence.output_tokens:
+                n = max(1, min(1 + drafts, longest - past))
+            if 0 < threshold < n:
+                n = threshold
             if n > budget:
                 n = budget
             if past + n > sequence.capacity_tokens:
-                need = self.pool.blocks_for(past + n) - sequence.blocks
-                while not self.pool.take(need):
-                    victim = running.pop()
+                if sequence.keys:
+                    self._register(sequence, past)
+                need = pool.blocks_for(past + n) - sequence.blocks
+                while not pool.take(need):
+                    victim = self._victim()
+                    if victim.scheduled_tokens and victim in scheduled:  # only by priority
+                        scheduled.remove(victim)
+                        budget += victim.scheduled_tokens
+                        index -= 1
                     self._preempt(victim)
                     preempted += 1
                     if victim is sequence:
                         break
-                if sequence.blocks == 0:  # it evicted itself, and it was the last one
+                if sequence.blocks == 0:  # it evicted itself
                     break
                 sequence.blocks += need
-                sequence.capacity_tokens = sequence.blocks * self.pool.block_size_tokens
-            scheduled.append((sequence, n))
+                sequence.capacity_tokens = sequence.blocks * pool.block_size_tokens
+            sequence.scheduled_tokens = n
+            scheduled.append(sequence)
             budget -= n
-            kv_tokens += past + n
-            pairs += n * (past + n / 2)
             index += 1
-        work.sequences += len(scheduled)
-        work.tokens += self.params.max_num_batched_tokens - budget
-        work.kv_tokens += kv_tokens
-        work.attention_pairs += pairs
         return preempted, budget
 
+    def _victim(self) -> Sequence:
+        running = self.running
+        if self.params.scheduling == "fcfs":
+            return running.pop()
+        victim = max(running, key=lambda s: (s.request.priority, s.arrival_s))
+        running.remove(victim)
+        return victim
+
     def _admit(self, now_s: float, budget: int, work: StepWork) -> None:
-        reserve_full = self.params.admission == "reserve_full"
-        while self.waiting and budget > 0 and len(self.running) < self.params.max_num_seqs:
-            sequence = self.waiting[0]
-            n = min(sequence.known_tokens, budget)
-            reserve_tokens = sequence.prompt_tokens + sequence.max_output_tokens if reserve_full else n
-            need = self.pool.blocks_for(reserve_tokens)
-            if not self.pool.take(need):
+        params, line, pool = self.params, self._line, self.pool
+        threshold = params.long_prefill_token_threshold
+        reserve_full = params.admission == "reserve_full"
+        encoder_budget = params.max_num_batched_tokens
+        if self._slots.left != self._slots_seen_left:
+            self._slots_seen_left = self._slots.left
+            line.unpark()
+        while budget > 0 and len(self.running) < params.max_num_seqs:
+            sequence = line.head(now_s)
+            if sequence is None:
                 break
-            self.waiting.popleft()
-            sequence.blocks = need
-            sequence.capacity_tokens = need * self.pool.block_size_tokens
-            if sequence.scheduled_s is None:
-                sequence.scheduled_s = now_s
+            request = sequence.request
+            if request.adapter is not None and not self._slots.may_enter(request.adapter):
+                line.park_head()
+                continue
+            known = sequence.prompt_tokens + sequence.output_tokens
+            cached: tuple[object, ...] | list[object] = ()
+            if sequence.blocks:  # its KV has come from another engine
+                past = sequence.computed_tokens
+            elif params.prefix_caching and sequence.keys:
+                # At least one token is computed, or nothing would come out.
+                found = pool.cached(sequence.keys, min(len(sequence.keys), (known - 1) // pool.block_size_tokens))
+                cached = list(sequence.keys[:found])
+                past = found * pool.block_size_tokens
+            else:
+                past = 0
+            if request.fetch_kv is not None and not sequence.fetched:
+                if not self._fetch(now_s, sequence, cached, past):
+                    break
+                continue
+            n = known - past
+            if 0 < threshold < n:
+                n = threshold
+            if n > budget:
+                if not params.chunked_prefill:
+                    break
+                n = budget
+            image_tokens = request.image_tokens if past < request.image_tokens else 0
+            if image_tokens > encoder_budget and encoder_budget < params.max_num_batched_tokens:
+                break  # the encoder has had its share of this step; an image larger than all of it goes alone
+            reserve_tokens = sequence.prompt_tokens + sequence.max_output_tokens if reserve_full else past + n
+            need = pool.blocks_for(reserve_tokens) - len(cached) - sequence.blocks
+            if not pool.claim(cached, max(0, need)):
+                break
+            line.pop()
+            if need > 0 or cached:
+                sequence.blocks += need + len(cached)
+                sequence.capacity_tokens = sequence.blocks * pool.block_size_tokens
+            if cached:
+                sequence.held_keys = list(cached)
+                sequence.keys_seen = len(cached)
+            sequence.computed_tokens = past
+            sequence.scheduled_tokens = n
+            if sequence.keys and params.prefix_caching:
+                self._register(sequence, past + n)
+            self._count_admission(now_s, sequence, image_tokens)
+            if request.adapter is not None and self._slots.enter(request.adapter):
+                work.loaded_adapters += 1
+                self.metrics.adapter_loads += 1
+            if request.schema is not None:
+                self._masked_running += 1
+            encoder_budget -= image_tokens
+            work.image_tokens += image_tokens
             self.running.append(sequence)
-            self._scheduled.append((sequence, n))
+            self._scheduled.append(sequence)
+            self._plain = False
             budget -= n
-            work.sequences += 1
-            work.tokens += n
-            work.kv_tokens += n
-            work.attention_pairs += n * n / 2
+
+    def _fetch(self, now_s: float, sequence: Sequence, cached: tuple[object, ...] | list[object], past: int) -> bool:
+        """Takes the blocks for a prompt whose KV another engine has, and sets the request aside until it is here."""
+        prompt_tokens = sequence.prompt_tokens
+        need = self.pool.blocks_for(prompt_tokens)
+        if not self.pool.claim(cached, need - len(cached)):
+            return False
+        sequence.blocks = need
+        sequence.capacity_tokens = need * self.pool.block_size_tokens
+        sequence.held_keys = list(cached)
+        sequence.keys_seen = len(cached)
+        sequence.fetched = True
+        # The last prompt token is computed here, for the first output token comes out of it.
+        sequence.computed_tokens = max(past, prompt_tokens - 1)
+        sequence.external_tokens = sequence.computed_tokens - past
+        assert sequence.request.fetch_kv is not None
+        self._line.defer_head(sequence.request.fetch_kv(now_s))
+        return True
+
+    def _count_admission(self, now_s: float, sequence: Sequence, image_tokens: int) -> None:
+        metrics, params = self.metrics, self.params
+        if sequence.scheduled_s is None:
+            sequence.scheduled_s = now_s
+            sequence.cached_tokens = cached_tokens = sequence.computed_tokens - sequence.external_tokens
+            if params.prefix_caching:
+                metrics.prefix_queries_tokens += sequence.prompt_tokens
+                metrics.prefix_hit_tokens += cached_tokens
+            if sequence.request.image_tokens:
+                metrics.mm_queries += 1
+                metrics.mm_hits += image_tokens == 0
+        metrics.encoder_tokens += image_tokens
+
+    def _sum_plain(self, work: StepWork) -> None:
+        running = self.running
+        n = len(running)
+        kv_tokens = n
+        for sequence in running:
+            kv_tokens += sequence.computed_tokens
+        work.sequences = work.tokens = work.sampled_rows = n
+        work.kv_tokens = kv_tokens
+        work.attention_pairs = kv_tokens - n / 2
+        work.masked_sequences = self._masked_running
+        work.adapters = self._slots.in_batch
+
+    def _sum_work(self, work: StepWork) -> None:
+        metrics = self.metrics
+        tokens = kv_tokens = prefill_tokens = sampled_rows = draft_tokens = 0
+        pairs = 0.0
+        for sequence in self._scheduled:
+            n, past = sequence.scheduled_tokens, sequence.computed_tokens
+            tokens += n
+            kv_tokens += past + n
+            pairs += n * (past + n / 2)
+            left = sequence.prompt_tokens + sequence.output_tokens - past - n
+            if sequence.output_tokens and left == 1 - n:  # decoding, with n - 1 draft tokens
+                sampled_rows += n
+                draft_tokens += n - 1
+                continue
+            prefill_tokens += n
+            sampled_rows += left <= 0
+            if past < sequence.highest_computed_tokens:
+                metrics.recomputed_tokens += min(past + n, sequence.highest_computed_tokens) - past
+        work.sequences = len(self._scheduled)
+        work.tokens = tokens
+        work.kv_tokens = kv_tokens
+        work.attention_pairs = pairs
+        work.prefill_tokens = prefill_tokens
+        work.sampled_rows = sampled_rows
+        work.draft_tokens = draft_tokens
+        work.masked_sequences = self._masked_running
+        work.adapters = self._slots.in_batch
+
+    def _time_step(self, now_s: float, work: StepWork, preempted: int) -> Step:
+        params = self.params
+        noise = max(FASTEST_STEP_RATIO, self._random.gauss(1.0, params.step_noise_ratio))
+        duration_s = self._cost.step_s(work) * noise
+        if self._cpu is not None:
+            host_s = params.step_overhead_s + params.sequence_overhead_s * work.sequences
+            duration_s += self._cpu(now_s, host_s) - host_s
+        return Step(now_s, duration_s, work.sequences, work.tokens, preempted, work)
 
     def _preempt(self, sequence: Sequence) -> None:
-        self._release(sequence)
+        """Already taken out of the running ones."""
+        if self.params.prefix_caching and not sequence.keys:
+            # Nobody else has its text, but it will look for it itself when it comes back.
+            blocks = self.pool.blocks_for(sequence.prompt_tokens + sequence.max_output_tokens)
+            sequence.keys = [(self.index, sequence.place, block) for block in range(blocks)]
+        computed = sequence.computed_tokens
+        self._leave(sequence)
+        sequence.highest_computed_tokens = max(sequence.highest_computed_tokens, computed)
         sequence.computed_tokens = 0
+        sequence.scheduled_tokens = 0
         sequence.preemptions += 1
         self.metrics.preemptions += 1
-        self.waiting.appendleft(sequence)
+        self._front_places -= 1
+        sequence.place = self._front_places
+        self._line.add(sequence)
+
+    def _register(self, sequence: Sequence, computed_tokens: int) -> None:
+        """Makes the full blocks of its first tokens known to the prefix cache."""
+        if not self.params.prefix_caching:
+            return
+        keys = sequence.keys
+        full = min(computed_tokens // self.pool.block_size_tokens, len(keys))
+        for block in range(sequence.keys_seen, full):
+            if self.pool.register(keys[block]):
+                sequence.held_keys.append(keys[block])
+        sequence.keys_seen = max(sequence.keys_seen, full)
+
+    def _leave(self, sequence: Sequence) -> None:
+        """A running request leaves the batch."""
+        self._plain = False
+        if sequence.request.adapter is not None:
+            self._slots.leave(sequence.request.adapter)
+        if sequence.request.schema is not None:
+            self._masked_running -= 1
+        if sequence.request_id not in self._held:
+            self._release(sequence)
 
     def _release(self, sequence: Sequence) -> None:
-        self.pool.give(sequence.blocks)
+        if sequence.keys:
+            self._register(sequence, sequence.computed_tokens)
+        self.pool.give(sequence.blocks - len(sequence.held_keys), sequence.held_keys)
+        sequence.held_keys = []
+        sequence.keys_seen = 0
         sequence.blocks = 0
         sequence.capacity_tokens = 0
 
+    def _withdraw(self, sequence: Sequence) -> None:
+        """Out of the engine, wherever it is; what is being computed stays until the step ends."""
+        del self._by_id[sequence.request_id]
+        self._held.pop(sequence.request_id, None)
+        sequence.aborted = True
+        if sequence not in self.running:
+            self._line.drop(sequence)
+            if sequence.blocks:  # KV on its way
+                self._release(sequence)
+        elif self._step is not None:
+            self._aborted.append(sequence)
+        else:
+            self.running.remove(sequence)
+            self._leave(sequence)
+
+    def _give_up(self, sequence: Sequence) -> None:
+        sequence.failed = sequence.finished = True
+        sequence.finish_reason = "error"
+        sequence.new_tokens = 0
+        self.metrics.finished["error"] += 1
+
     def end_step(self, now_s: float) -> list[Sequence]:
-        """The requests that got a token, in batch order; those with `finished` set got their last.
+        """The requests that got tokens (`new_tokens` of them), in batch order; those `finished` got their last.
 
         now_s is when the step ended. Requests aborted meanwhile are not among them.
         """
-        if not self._stepping:
+        step = self._step
+        if step is None:
             raise RuntimeError("end_step was called without a step under way")
-        self._stepping = False
+        self._step = None
         metrics = self.metrics
+        if self._plain_step and not self._aborted:
+            tokens = self._end_plain(now_s)
+        else:
+            tokens = self._end_mixed(now_s)
+        graphed = self._graphed(step)
+        metrics.evicted_tokens = self.pool.evicted * self.pool.block_size_tokens
+        metrics.count_step(now_s, now_s - step.started_s, step.sequences, step.work.prefill_tokens > 0, graphed)
+        self._last_end_s = now_s
+        return tokens
+
+    def _end_plain(self, now_s: float) -> list[Sequence]:
+        running = self.running
+        done: list[Sequence] = []
+        for sequence in running:
+            sequence.computed_tokens += 1
+            sequence.output_tokens = tokens = sequence.output_tokens + 1
+            sequence.last_token_s = now_s
+            if tokens >= sequence.max_output_tokens:
+                done.append(sequence)
+        metrics = self.metrics
+        n = len(running)
+        metrics.itl_s.observe(now_s - self._last_end_s, n)
+        metrics.generation_tokens += n
+        metrics.iteration_tokens.observe(float(n))
+        if not done:
+            return running[:]
+        for sequence in done:
+            self._finish(sequence, now_s)
+        self.running = [s for s in running if not s.finished]
+        self._plain = bool(self.running)
+        return running
+
+    def _end_mixed(self, now_s: float) -> list[Sequence]:
+        metrics, aborted = self.metrics, self._aborted
         tokens: list[Sequence] = []
+        if self._plain_step:
+            for sequence in self._scheduled:
+                sequence.scheduled_tokens = 1
         gap_s = now_s - self._last_end_s
-        steady = prompts_done = 0
-        leaving = bool(self._aborted)
-        for sequence in self._aborted:
-            self._release(sequence)
-        self._aborted.clear()
-        for sequence, n in self._scheduled:
+        generated = steady = prompts_done = drafts = 0
+        leaving = bool(aborted)
+        for sequence in aborted:
+            self._leave(sequence)
+        aborted.clear()
+        for sequence in self._scheduled:
             if sequence.aborted:
                 continue
-            sequence.computed_tokens += n
-            if sequence.computed_tokens < sequence.known_tokens:
+            n = sequence.scheduled_tokens
+            sequence.scheduled_tokens = 0
+            computed = sequence.computed_tokens + n
+            known = sequence.prompt_tokens + sequence.output_tokens
+            if computed < known:
+                sequence.computed_tokens = computed
                 continue  # more of the prompt to come
-            sequence.known_tokens += 1
-            sequence.output_tokens += 1
-            if sequence.output_tokens == 1:
-                sequence.first_token_s = now_s
-                metrics.ttft_s.observe(now_s - sequence.arrival_s)
+            new = 1
+            if computed > known:
+                drafts += 1
+                new += self._verify(computed - known)
+                new = min(new, sequence.max_output_tokens - sequence.output_tokens)
+            sequence.computed_tokens = known + new - 1
+            sequence.output_tokens = output_tokens = sequence.output_tokens + new
+            sequence.new_tokens = new
+            generated += new
+            if output_tokens == new:
+                self._first_token(sequence, now_s)
                 prompts_done += sequence.prompt_tokens
             elif sequence.last_token_s == self._last_end_s:
                 steady += 1
@@ -280,31 +624,65 @@ class Engine:
                 metrics.itl_s.observe(now_s - sequence.last_token_s)
             sequence.last_token_s = now_s
             tokens.append(sequence)
-            if sequence.output_tokens >= sequence.max_output_tokens:
+            if output_tokens >= sequence.max_output_tokens:
                 self._finish(sequence, now_s)
                 leaving = True
         if steady:
             metrics.itl_s.observe(gap_s, steady)
         if leaving:
             self.running = [s for s in self.running if not s.aborted and not s.finished]
+        metrics.drafts += drafts
         metrics.prompt_tokens += prompts_done
-        metrics.generation_tokens += len(tokens)
-        metrics.iteration_tokens.observe(float(prompts_done + len(tokens)))
-        self._last_end_s = now_s
+        metrics.generation_tokens += generated
+        metrics.iteration_tokens.observe(float(prompts_done + generated))
+        # From here on every running request has one token to compute, if all of them got one now.
+        running = self.running
+        self._plain = (
+            self.params.speculation is None
+            and bool(running)
+            and all(s.last_token_s == now_s and s.output_tokens for s in running)
+        )
         return tokens
 
+    def _verify(self, draft_tokens: int) -> int:
+        """How many of a draft's tokens are accepted; counted whether or not the request still wants them."""
+        metrics = self.metrics
+        accepted = accepted_tokens(self._random, draft_tokens, self._acceptance_ratio)
+        metrics.draft_tokens += draft_tokens
+        metrics.accepted_tokens += accepted
+        per_position = metrics.accepted_per_position
+        while len(per_position) < draft_tokens:
+            per_position.append(0)
+        for position in range(accepted):
+            per_position[position] += 1
+        return accepted
+
+    def _first_token(self, sequence: Sequence, now_s: float) -> None:
+        sequence.first_token_s = now_s
+        if sequence.keys:
+            self._register(sequence, sequence.prompt_tokens)
+        metrics = self.metrics
+        metrics.ttft_s.observe(now_s - sequence.arrival_s)
+        metrics.cached_prompt_tokens += sequence.cached_tokens
+        metrics.external_prompt_tokens += sequence.external_tokens
+        if sequence.scheduled_s is not None:
+            metrics.prompt_busy_s += now_s - sequence.scheduled_s
+
     def _finish(self, sequence: Sequence, now_s: float) -> None:
-        self._release(sequence)
+        sequence.finished = True
+        self._leave(sequence)
         del self._by_id[sequence.request_id]
         metrics = self.metrics
         scheduled_s = now_s if sequence.scheduled_s is None else sequence.scheduled_s
         decode_s = now_s - sequence.first_token_s
+        computed_tokens = sequence.prompt_tokens - sequence.cached_tokens - sequence.external_tokens
         metrics.finished[sequence.finish_reason] += 1
+        metrics.longest_sequence_tokens = max(metrics.longest_sequence_tokens, sequence.known_tokens)
         metrics.request_prompt_tokens.observe(float(sequence.prompt_tokens))
         metrics.request_generation_tokens.observe(float(sequence.output_tokens))
         metrics.request_max_num_generation_tokens.observe(float(sequence.max_output_tokens))
         metrics.request_params_max_tokens.observe(float(sequence.max_output_tokens))
-        metrics.request_prefill_kv_computed_tokens.observe(float(sequence.prompt_tokens))
+        metrics.request_prefill_kv_computed_tokens.observe(float(computed_tokens))
         metrics.request_num_preemptions.observe(float(sequence.preemptions))
         metrics.e2e_s.observe(now_s - sequence.arrival_s)
         metrics.queue_s.observe(scheduled_s - sequence.queued_s)
@@ -313,3 +691,54 @@ class Engine:
         metrics.decode_s.observe(decode_s)
         if sequence.output_tokens > 1:
             metrics.tpot_s.observe(decode_s / (sequence.output_tokens - 1))
+
+    def _grammar_ready_s(self, now_s: float, schema: int | None) -> float | None:
+        """When a request with this schema may be admitted; None: at once. A schema seen first is compiled from now."""
+        if schema is None:
+            return None
+        metrics, grammars = self.metrics, self._grammars
+        if schema in grammars:
+            metrics.grammar_hits += 1
+        else:
+            metrics.grammar_compiles += 1
+            metrics.grammar_compile_s += grammars.compile(now_s, schema, self.params.grammar.compile_s, self._cpu)
+        ready_s = grammars.ready_s(schema)
+        return ready_s if ready_s > now_s else None
+
+    def _graphed(self, step: Step) -> bool:
+        if step.cost is not None:
+            return step.cost.graphed
+        params = self.params
+        return (
+            params.cuda_graphs
+            and step.work.prefill_tokens == 0
+            and step.work.sequences <= params.cudagraph_max_sequences
+        )
+
+    @property
+    def _leaked_blocks(self) -> int:
+        params = self.params
+        block_bytes = params.model_shape.kv_bytes_per_token * params.block_size_tokens / params.tensor_parallel
+        return int(self._leaked_bytes // block_bytes)
+
+    def _leak(self, now_s: float) -> None:
+        """Memory that something beside the engine has taken since the latest look comes out of the pool's free blocks."""
+        rate_bytes_per_s = self.params.accelerator.memory_leak_bytes_per_s
+        since_s, self._leak_from_s = self._leak_from_s, now_s
+        if rate_bytes_per_s <= 0 or now_s <= since_s:
+            return
+        before = self._leaked_blocks
+        self._leaked_bytes += rate_bytes_per_s * (now_s - since_s)
+        taken = self._leaked_blocks - before
+        if taken >= self.pool.total or taken > self.pool.free:
+            self.out_of_memory = True
+        elif taken:
+            self.pool.resize(self.pool.total - taken)
+
+
+def _budget_tokens(params: LabParams) -> int:
+    """Tokens per step. Without chunked prefill a whole prompt must fit, so the budget is at least the longest context,
+    as vLLM sets it."""
+    if params.chunked_prefill:
+        return params.max_num_batched_tokens
+    return max(params.max_num_batched_tokens, params.max_model_len_tokens())

@@ -3,7 +3,7 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pinchpoint.lab.engine import Engine, Sequence
+from pinchpoint.lab.engine import Engine, EngineRequest, Sequence
 from pinchpoint.lab.params import LabParams
 
 SMALL = LabParams(kv_blocks=12, max_num_seqs=4, max_num_batched_tokens=48, block_size_tokens=4)
@@ -70,7 +70,7 @@ def test_blocks_tokens_and_limits_are_kept_whatever_happens(operations: list, ad
 
     for kind, a, b in operations:
         if kind == "submit":
-            engine.submit(now_s, next_id, a, b)
+            engine.submit(now_s, EngineRequest(next_id, a, b, now_s))
             wanted[next_id] = b
             next_id += 1
         elif kind == "abort":
@@ -93,7 +93,7 @@ def test_blocks_tokens_and_limits_are_kept_whatever_happens(operations: list, ad
 def test_without_preemption_every_token_is_computed_exactly_once(lengths: list[tuple[int, int]]) -> None:
     engine = Engine(LabParams(), seed=1)
     for request_id, (prompt, output) in enumerate(lengths):
-        engine.submit(0.0, request_id, prompt, output)
+        engine.submit(0.0, EngineRequest(request_id, prompt, output, 0.0))
     computed, now_s = 0, 0.0
     while engine.has_work:
         step = engine.start_step(now_s)
@@ -110,7 +110,7 @@ def test_requests_are_first_scheduled_in_the_order_they_came(lengths: list[tuple
     engine = Engine(SMALL, seed=1)
     sequences = []
     for request_id, (prompt, output) in enumerate(lengths):
-        engine.submit(0.0, request_id, prompt, output)
+        engine.submit(0.0, EngineRequest(request_id, prompt, output, 0.0))
         sequences.append(engine.waiting[-1])
     now_s = 0.0
     while engine.has_work:
@@ -125,7 +125,7 @@ def test_requests_are_first_scheduled_in_the_order_they_came(lengths: list[tuple
 def test_nobody_is_evicted_while_the_pool_has_room(lengths: list[tuple[int, int]]) -> None:
     engine = Engine(SMALL, seed=1)
     for request_id, (prompt, output) in enumerate(lengths):
-        engine.submit(0.0, request_id, prompt, output)
+        engine.submit(0.0, EngineRequest(request_id, prompt, output, 0.0))
     now_s = 0.0
     while engine.has_work:
         free = engine.pool.free
@@ -141,9 +141,9 @@ def test_nobody_is_evicted_while_the_pool_has_room(lengths: list[tuple[int, int]
 def test_an_evicted_request_returns_to_the_head_of_the_line_and_is_computed_again() -> None:
     # 12 blocks of 4 tokens. Both prompts fit (5 + 6 blocks), both with their outputs do not (10 + 9).
     engine = Engine(LabParams(kv_blocks=12, max_num_seqs=2, block_size_tokens=4), seed=1)
-    engine.submit(0.0, 1, 20, 20)
-    engine.submit(0.0, 2, 24, 12)
-    engine.submit(0.0, 3, 4, 4)
+    engine.submit(0.0, EngineRequest(1, 20, 20, 0.0))
+    engine.submit(0.0, EngineRequest(2, 24, 12, 0.0))
+    engine.submit(0.0, EngineRequest(3, 4, 4, 0.0))
     now_s = 0.0
     while engine.metrics.preemptions == 0:
         now_s, _ = run_step(engine, now_s)
@@ -159,9 +159,9 @@ def test_an_evicted_request_returns_to_the_head_of_the_line_and_is_computed_agai
 
 def test_a_long_request_at_the_head_blocks_a_short_one_behind_it() -> None:
     engine = Engine(SMALL, seed=1)
-    engine.submit(0.0, 1, 30, 6)  # 8 of 12 blocks
-    engine.submit(0.0, 2, 20, 4)  # needs 5
-    engine.submit(0.0, 3, 2, 2)  # would fit
+    engine.submit(0.0, EngineRequest(1, 30, 6, 0.0))  # 8 of 12 blocks
+    engine.submit(0.0, EngineRequest(2, 20, 4, 0.0))  # needs 5
+    engine.submit(0.0, EngineRequest(3, 2, 2, 0.0))  # would fit
     run_step(engine, 0.0)
     assert [s.request_id for s in engine.running] == [1]
     assert [s.request_id for s in engine.waiting] == [2, 3]
@@ -169,7 +169,7 @@ def test_a_long_request_at_the_head_blocks_a_short_one_behind_it() -> None:
 
 def test_a_long_prompt_is_computed_in_chunks_of_the_budget() -> None:
     engine = Engine(LabParams(max_num_batched_tokens=256), seed=1)
-    engine.submit(0.0, 1, 600, 1)
+    engine.submit(0.0, EngineRequest(1, 600, 1, 0.0))
     tokens = []
     now_s = 0.0
     while engine.has_work:
@@ -186,7 +186,7 @@ def test_reserving_the_whole_length_admits_fewer_and_evicts_nobody() -> None:
     for admission in ("optimistic", "reserve_full"):
         engine = Engine(LabParams(kv_blocks=12, block_size_tokens=4, admission=admission), seed=1)
         for request_id in range(6):
-            engine.submit(0.0, request_id, 8, 12)
+            engine.submit(0.0, EngineRequest(request_id, 8, 12, 0.0))
         run_step(engine, 0.0)
         running[admission] = len(engine.running)
         run_dry(engine)
@@ -198,7 +198,7 @@ def test_same_seed_same_times_other_seed_other_times() -> None:
     def makespan_s(seed: int) -> float:
         engine = Engine(LabParams(), seed)
         for request_id in range(5):
-            engine.submit(0.0, request_id, 100, 20)
+            engine.submit(0.0, EngineRequest(request_id, 100, 20, 0.0))
         return run_dry(engine)
 
     assert makespan_s(1) == makespan_s(1)
