@@ -61,11 +61,15 @@ def run_demo(*, fault: str, budget: str, seed: int | None, out: Path | None, as_
 
 
 def _reveal(truth: dict[str, Any]) -> None:
-    print(f"\nThe truth, opened only now: {truth['fault']}. {truth['physics']}")
-    if truth["expected_rule"]:
-        print(f"The rule that finds it: {truth['expected_rule']} (see `pinchpoint rules {truth['expected_rule']}`).")
-    else:
+    print(f"\nThe truth, opened only now: {truth['fault']}.", end="")
+    print("".join(f" {fault['physics']}" for fault in truth["faults"]))
+    if not truth["faults"]:
         print("Nothing is wrong with this service: whatever gave way is its physical limit.")
+    for fault in truth["faults"]:
+        if rule := fault["expected_rule"]:
+            print(f"The rule that finds it: {rule} (see `pinchpoint rules {rule}`).")
+        else:
+            print(f"No rule is meant to name {fault['fault']} yet; it should be seen as: {fault['signature']}")
 
 
 def _await_url(lab: "subprocess.Popen[str]") -> str:

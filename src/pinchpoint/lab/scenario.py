@@ -55,6 +55,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
                     "layer": fault.layer,
                     "expected_rule": fault.expected_rule,
                     "physics": fault.physics,
+                    "signature": fault.signature,
                     "indicator": fault.indicator,
                     "knobs": {
                         key: {"healthy": self.before.value(key), "faulty": self.after.value(key)}
