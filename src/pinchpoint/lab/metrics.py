@@ -1,54 +1,32 @@
-"""The Prometheus page of the simulated engine, under vLLM's names.
+"""Counters, histograms and gauges of the simulated engine and its API process, under no engine's names.
 
-Counters and histograms are bumped where the event happens; gauges are passed in when the page is made. Bucket bounds
-are vLLM's, because what they cannot show (nothing below 0.3 s for queue and prefill time) is part of the job of
-whoever reads them. As in vLLM, a step's `iteration_tokens` counts a prompt in the step that completes it, so a
-recomputed prompt or a chunk in between does not show there.
+Counters and histograms are bumped where the event happens; gauges are read when a page is made (pages/). Histograms
+hold the bounds of all dialects; a page prints its own of them, because what they cannot show (vLLM: nothing below
+0.3 s for queue and prefill time) is part of the job of whoever reads them. As in vLLM, a step's `iteration_tokens`
+counts a prompt in the step that completes it, so a recomputed prompt or a chunk in between does not show there.
 """
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterable
+from functools import lru_cache
+from itertools import accumulate
+from typing import Literal
 
 import msgspec
 
+from pinchpoint.lab import bounds
 from pinchpoint.lab.params import LabParams
 
-# fmt: off
-REQUEST_S_BOUNDS = (0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0, 240.0,
-                    480.0, 960.0, 1920.0, 7680.0)
-TTFT_S_BOUNDS = (0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0,
-                 40.0, 80.0, 160.0, 640.0, 2560.0)
-ITL_S_BOUNDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0,
-                80.0)
-STEP_TOKENS_BOUNDS = (1.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0, 1024.0, 2048.0, 4096.0, 8192.0, 16384.0)
-PREEMPTIONS_BOUNDS = (1.0, 2.0, 3.0, 4.0, 5.0, 10.0, 20.0)
-HTTP_S_BOUNDS = (0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0, 7.5,
-                 10.0, 30.0, 60.0)
-# fmt: on
-STEP_S_BOUNDS = tuple(1e-4 * 1.5**power for power in range(1, 36))
-"""TGI's for all its times."""
-BATCH_BOUNDS = tuple(float(size) for size in range(1, 1025))
-"""TGI's for the size of the next batch."""
 DECODE_LOG_STEPS = 40
 """SGLang's decode_log_interval."""
-
-
-def _one_two_five(limit: int) -> tuple[float, ...]:
-    """1, 2, 5, 10, 20, 50 ... up to the context length, as vLLM buckets token counts."""
-    bounds: list[float] = []
-    decade = 1
-    while decade <= limit:
-        bounds.extend(float(step * decade) for step in (1, 2, 5) if step * decade <= limit)
-        decade *= 10
-    return tuple(bounds)
 
 
 class Histogram:
     __slots__ = ("bounds", "counts", "sum")
 
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
+    def __init__(self, upper_bounds: tuple[float, ...]) -> None:
+        self.bounds = upper_bounds
+        self.counts = [0] * (len(upper_bounds) + 1)
         self.sum = 0.0
 
     def observe(self, value: float, times: int = 1) -> None:
@@ -58,6 +36,30 @@ class Histogram:
     @property
     def count(self) -> int:
         return sum(self.counts)
+
+    def below(self, upper_bounds: tuple[float, ...]) -> list[int]:
+        """Observations up to each bound, and all as the last. Raises ValueError for a bound it does not have."""
+        totals = list(accumulate(self.counts))
+        return [totals[place] for place in _places(self.bounds, upper_bounds)]
+
+
+@lru_cache(maxsize=256)
+def _places(held: tuple[float, ...], wanted: tuple[float, ...]) -> tuple[int, ...]:
+    return (*(held.index(bound) for bound in wanted), len(held))
+
+
+def merged(histograms: Iterable[Histogram]) -> Histogram:
+    """Their sum; all must have the same bounds, and there must be one."""
+    first, *others = histograms
+    total = Histogram(first.bounds)
+    total.counts = first.counts.copy()
+    total.sum = first.sum
+    for other in others:
+        if other.bounds != total.bounds:
+            raise ValueError("histograms with different bounds cannot be added")
+        total.counts = [a + b for a, b in zip(total.counts, other.counts, strict=True)]
+        total.sum += other.sum
+    return total
 
 
 class Gauges(msgspec.Struct, gc=False):
@@ -84,6 +86,8 @@ class Gauges(msgspec.Struct, gc=False):
     kv_blocks_used: int = 0
     kv_tokens_used: int = 0
     """Tokens with KV in the pool that running requests hold; cached blocks that nobody holds are free."""
+    kv_tokens_cached: int = 0
+    """Tokens with KV in blocks that nobody holds: free, and of use until someone takes them."""
     batch_max_tokens: int = 0
     """What the running requests may grow to, prompts and whole outputs."""
 
@@ -91,12 +95,14 @@ class Gauges(msgspec.Struct, gc=False):
 class LabMetrics:
     """All counters of one engine and its API process, since its start. A restart begins with a new one.
 
-    Engine and service bump the attributes where things happen; pages read them. Bucket bounds are those of the dialect.
+    Engine and service bump the attributes where things happen; pages read them.
     """
 
     def __init__(self, params: LabParams) -> None:
         self._params = params
-        tokens_bounds = _one_two_five(params.max_model_len_tokens())
+        self.max_model_len_tokens = params.max_model_len_tokens()
+        """At the start: bounds of token counts follow it, whatever the limit is later."""
+        tokens_bounds = bounds.prompt_tokens(self.max_model_len_tokens)
         self.preemptions = 0
         self.prompt_tokens = 0
         """Of prompts whose first token is out, each prompt once, cached ones included."""
@@ -123,6 +129,9 @@ class LabMetrics:
         """Of prompt_tokens, those whose KV came from another engine."""
         self.recomputed_tokens = 0
         """Computed again after a preemption, prompt and output."""
+        self.preempted_prompt_tokens = 0
+        self.preempted_output_tokens = 0
+        """Of preempted requests, counted when they lose their blocks."""
         self.evicted_tokens = 0
         """In cached blocks that were given to someone else."""
         self.longest_sequence_tokens = 0
@@ -141,14 +150,20 @@ class LabMetrics:
         """Steps without prompt tokens."""
         self.graphed_decode_steps = 0
         self.last_decode_graphed = False
-        self.prefill_step_s = Histogram(STEP_S_BOUNDS)
-        self.decode_step_s = Histogram(STEP_S_BOUNDS)
-        self.prefill_batches = Histogram(BATCH_BOUNDS)
+        self.prefill_step_s = Histogram(bounds.TGI_S)
+        self.decode_step_s = Histogram(bounds.TGI_S)
+        self.prefill_batches = Histogram(bounds.TGI_BATCH)
         """Sequences in steps with prompt tokens."""
         self.generation_rate_tokens_per_s = 0.0
-        """Over the last DECODE_LOG_STEPS decode steps, as SGLang logs it."""
-        self._rate_from_s = 0.0
-        self._rate_from_tokens = 0
+        self.accepted_length_tokens = 0.0
+        """Tokens per draft, the one that is always right included."""
+        self.accepted_ratio = 0.0
+        """These three over the last DECODE_LOG_STEPS decode steps, as SGLang logs them."""
+        self.prefix_hit_ratio = 0.0
+        """Of the look-ups since the step with prompt tokens before."""
+        self._logged_s = 0.0
+        self._logged_tokens = self._logged_drafts = self._logged_draft_tokens = self._logged_accepted = 0
+        self._logged_queries = self._logged_hits = 0
 
         # Rest of the engine.
         self.prompt_busy_s = 0.0
@@ -156,10 +171,18 @@ class LabMetrics:
         self.kv_transfers = 0
         self.kv_transfer_bytes = 0
         self.kv_transfer_s = 0.0
+        """count_transfer bumps these three."""
+        self.transfer_duration_s = Histogram(bounds.TRANSFER_S)
+        self.transfer_size_bytes = Histogram(bounds.TRANSFER_BYTES)
+        self.transfer_rate_bytes_per_s = Histogram(bounds.SGLANG_TRANSFER_BYTES_PER_S)
         self.grammar_compiles = 0
         self.grammar_compile_s = 0.0
+        """count_grammar bumps these two."""
+        self.grammar_duration_s = Histogram(bounds.SGLANG_GRAMMAR_S)
         self.grammar_hits = 0
         """Requests whose grammar was there already."""
+        self.page_read: tuple[float, float, float, float] = (0, 0.0, 0, 0.0)
+        """Work counted when llama.cpp's page was read last; that page averages since then."""
         self.encoder_tokens = 0
         self.mm_queries = 0
         self.mm_hits = 0
@@ -167,25 +190,27 @@ class LabMetrics:
         self.adapter_loads = 0
 
         # Before the engine.
-        self.validation_s = Histogram(STEP_S_BOUNDS)
+        self.validation_s = Histogram(bounds.TGI_S)
         """Tokenising and checking, per request; observed by the API process."""
         self.engine_requests = 0
         """Requests that reached the model's API, refused or not."""
         self.request_prompt_tokens = Histogram(tokens_bounds)
         self.request_generation_tokens = Histogram(tokens_bounds)
-        self.iteration_tokens = Histogram(STEP_TOKENS_BOUNDS)
+        self.iteration_tokens = Histogram(bounds.VLLM_STEP_TOKENS)
         self.request_max_num_generation_tokens = Histogram(tokens_bounds)
         self.request_params_max_tokens = Histogram(tokens_bounds)
         self.request_prefill_kv_computed_tokens = Histogram(tokens_bounds)
-        self.request_num_preemptions = Histogram(PREEMPTIONS_BOUNDS)
-        self.ttft_s = Histogram(TTFT_S_BOUNDS)
-        self.itl_s = Histogram(ITL_S_BOUNDS)
-        self.tpot_s = Histogram(ITL_S_BOUNDS)
-        self.e2e_s = Histogram(REQUEST_S_BOUNDS)
-        self.queue_s = Histogram(REQUEST_S_BOUNDS)
-        self.inference_s = Histogram(REQUEST_S_BOUNDS)
-        self.prefill_s = Histogram(REQUEST_S_BOUNDS)
-        self.decode_s = Histogram(REQUEST_S_BOUNDS)
+        self.request_num_preemptions = Histogram(bounds.VLLM_PREEMPTIONS)
+        self.ttft_s = Histogram(bounds.TTFT_S)
+        self.itl_s = Histogram(bounds.ITL_S)
+        self.tpot_s = Histogram(bounds.TPOT_S)
+        self.mean_token_s = Histogram(bounds.TPOT_S)
+        """Inference time over output tokens of a finished request, the first token's included."""
+        self.e2e_s = Histogram(bounds.REQUEST_S)
+        self.queue_s = Histogram(bounds.REQUEST_S)
+        self.inference_s = Histogram(bounds.REQUEST_S)
+        self.prefill_s = Histogram(bounds.REQUEST_S)
+        self.decode_s = Histogram(bounds.REQUEST_S)
 
     def count_http(
         self, handler: str, method: str, status: int, duration_s: float | None = None, request_bytes: int = 0
@@ -195,7 +220,7 @@ class LabMetrics:
         self.http_requests[key] = self.http_requests.get(key, 0) + 1
         if duration_s is not None:
             if (handler, method) not in self.http_duration_s:
-                self.http_duration_s[handler, method] = Histogram(HTTP_S_BOUNDS)
+                self.http_duration_s[handler, method] = Histogram(bounds.VLLM_HTTP_S)
             self.http_duration_s[handler, method].observe(duration_s)
             self.http_request_bytes[handler] = self.http_request_bytes.get(handler, 0) + request_bytes
 
@@ -209,111 +234,52 @@ class LabMetrics:
         if prefill:
             self.prefill_step_s.observe(duration_s)
             self.prefill_batches.observe(sequences)
+            queries = self.prefix_queries_tokens - self._logged_queries
+            if queries:
+                self.prefix_hit_ratio = (self.prefix_hit_tokens - self._logged_hits) / queries
+                self._logged_queries, self._logged_hits = self.prefix_queries_tokens, self.prefix_hit_tokens
             return
         self.decode_steps += 1
         self.decode_step_s.observe(duration_s)
         self.graphed_decode_steps += graphed
         self.last_decode_graphed = graphed
         if self.decode_steps % DECODE_LOG_STEPS == 0:
-            gap_s = now_s - self._rate_from_s
-            if gap_s > 0:
-                self.generation_rate_tokens_per_s = (self.generation_tokens - self._rate_from_tokens) / gap_s
-            self._rate_from_s, self._rate_from_tokens = now_s, self.generation_tokens
+            self._log(now_s)
 
-    def page(self, gauges: Gauges) -> str:
-        """Text exposition format, without `_created` lines."""
-        base = f'engine="0",model_name="{self._params.model}"'
-        out: list[str] = []
+    def _log(self, now_s: float) -> None:
+        gap_s = now_s - self._logged_s
+        if gap_s > 0:
+            self.generation_rate_tokens_per_s = (self.generation_tokens - self._logged_tokens) / gap_s
+        self._logged_s, self._logged_tokens = now_s, self.generation_tokens
+        drafts = self.drafts - self._logged_drafts
+        if drafts:
+            accepted = self.accepted_tokens - self._logged_accepted
+            self.accepted_length_tokens = 1 + accepted / drafts
+            self.accepted_ratio = accepted / max(1, self.draft_tokens - self._logged_draft_tokens)
+        self._logged_drafts, self._logged_draft_tokens = self.drafts, self.draft_tokens
+        self._logged_accepted = self.accepted_tokens
 
-        def family(name: str, kind: str, help_text: str, samples: Sequence[tuple[str, float]]) -> None:
-            sample_name = f"{name}_total" if kind == "counter" else name
-            out.append(f"# HELP {sample_name} {help_text}\n# TYPE {sample_name} {kind}\n")
-            out.extend(f"{sample_name}{{{labels}}} {float(value)!r}\n" for labels, value in samples)
+    def count_transfer(self, duration_s: float, size_bytes: float) -> None:
+        """KV of one request has arrived from another engine."""
+        self.kv_transfers += 1
+        self.kv_transfer_bytes += int(size_bytes)
+        self.kv_transfer_s += duration_s
+        self.transfer_duration_s.observe(duration_s)
+        self.transfer_size_bytes.observe(size_bytes)
+        if duration_s > 0:
+            self.transfer_rate_bytes_per_s.observe(size_bytes / duration_s)
 
-        waiting = gauges.requests_waiting
-        family("vllm:num_requests_running", "gauge", "Requests in the batch.", [(base, gauges.requests_running)])
-        family("vllm:num_requests_waiting", "gauge", "Requests waiting.", [(base, waiting)])
-        family(
-            "vllm:num_requests_waiting_by_reason", "gauge", "Requests waiting, by reason.",
-            [(f'{base},reason="capacity"', waiting), (f'{base},reason="deferred"', 0)],
-        )  # fmt: skip
-        family("vllm:kv_cache_usage_perc", "gauge", "KV blocks used, 0 to 1.", [(base, gauges.kv_used_ratio)])
-        family("vllm:prefix_cache_queries", "counter", "Prefix cache queries, tokens.", [(base, 0)])
-        family("vllm:prefix_cache_hits", "counter", "Prefix cache hits, tokens.", [(base, 0)])
-        family("vllm:num_preemptions", "counter", "Preemptions.", [(base, self.preemptions)])
-        family("vllm:prompt_tokens", "counter", "Prompt tokens processed.", [(base, self.prompt_tokens)])
-        family(
-            "vllm:prompt_tokens_by_source", "counter", "Prompt tokens by source of their KV.",
-            [
-                (f'{base},source="local_compute"', self.prompt_tokens),
-                (f'{base},source="local_cache_hit"', 0),
-                (f'{base},source="external_kv_transfer"', 0),
-            ],
-        )  # fmt: skip
-        family("vllm:prompt_tokens_cached", "counter", "Prompt tokens found cached.", [(base, 0)])
-        family("vllm:generation_tokens", "counter", "Tokens generated.", [(base, self.generation_tokens)])
-        family(
-            "vllm:request_success", "counter", "Requests finished, by reason.",
-            [(f'engine="0",finished_reason="{r}",model_name="{self._params.model}"', n)
-             for r, n in self.finished.items()],
-        )  # fmt: skip
-        family(
-            "vllm:admission_rejections", "counter", "Requests refused by a queue limit.",
-            [(f'model_name="{self._params.model}",reason="max_num_queued_reqs"', self.rejected_requests)],
-        )  # fmt: skip
-        for name, help_text, histogram in self._histograms():
-            out.append(f"# HELP vllm:{name} {help_text}\n# TYPE vllm:{name} histogram\n")
-            total = 0
-            for bound, count in zip((*map(repr, histogram.bounds), "+Inf"), histogram.counts, strict=True):
-                total += count
-                out.append(
-                    f'vllm:{name}_bucket{{engine="0",le="{bound}",model_name="{self._params.model}"}} {total}.0\n'
-                )
-            out.append(f"vllm:{name}_count{{{base}}} {total}.0\nvllm:{name}_sum{{{base}}} {histogram.sum!r}\n")
-        family("vllm:cache_config_info", "gauge", "Configuration of the KV cache.", [(self._cache_labels(), 1)])
-        if self.http_requests:
-            family(
-                "http_requests", "counter", "Requests by method, status and handler.",
-                [(f'handler="{h}",method="{m}",status="{s}"', n) for (h, m, s), n in self.http_requests.items()],
-            )  # fmt: skip
-        return "".join(out)
+    def count_grammar(self, compile_s: float) -> None:
+        """A grammar has been compiled, and took so long."""
+        self.grammar_compiles += 1
+        self.grammar_compile_s += compile_s
+        self.grammar_duration_s.observe(compile_s)
 
-    def _cache_labels(self) -> str:
-        blocks, block_size = self._params.num_kv_blocks(), self._params.block_size_tokens
-        override = "None" if self._params.kv_blocks is None else str(blocks)
-        return (
-            f'block_size="{block_size}",cache_dtype="auto",enable_prefix_caching="False",engine="0",'
-            f'gpu_memory_utilization="{self._params.gpu_memory_utilization_ratio}",'
-            f'kv_cache_size_tokens="{blocks * block_size}",num_cpu_blocks="None",num_gpu_blocks="{blocks}",'
-            f'num_gpu_blocks_override="{override}"'
-        )
+    def page(self, gauges: "Gauges") -> str:
+        """The metrics page of an engine that is alone behind its API server."""
+        from pinchpoint.lab.pages import engine_page  # pages read this module
 
-    def _histograms(self) -> list[tuple[str, str, Histogram]]:
-        return [
-            ("request_prompt_tokens", "Prompt tokens per request.", self.request_prompt_tokens),
-            ("request_generation_tokens", "Generated tokens per request.", self.request_generation_tokens),
-            ("iteration_tokens_total", "Tokens per engine step.", self.iteration_tokens),
-            (
-                "request_max_num_generation_tokens",
-                "Most tokens a request may generate.",
-                self.request_max_num_generation_tokens,
-            ),
-            ("request_params_max_tokens", "The max_tokens parameter.", self.request_params_max_tokens),
-            (
-                "request_prefill_kv_computed_tokens",
-                "Prompt tokens computed, not found cached.",
-                self.request_prefill_kv_computed_tokens,
-            ),
-            ("request_num_preemptions", "Preemptions per request.", self.request_num_preemptions),
-            ("time_to_first_token_seconds", "Arrival to first token.", self.ttft_s),
-            ("inter_token_latency_seconds", "Between tokens of a request.", self.itl_s),
-            ("request_time_per_output_token_seconds", "Mean per request after its first token.", self.tpot_s),
-            ("e2e_request_latency_seconds", "Arrival to last token.", self.e2e_s),
-            ("request_queue_time_seconds", "Queued to first scheduled.", self.queue_s),
-            ("request_inference_time_seconds", "First scheduled to last token.", self.inference_s),
-            ("request_prefill_time_seconds", "First scheduled to first token.", self.prefill_s),
-            ("request_decode_time_seconds", "First token to last token.", self.decode_s),
-        ]
+        return engine_page(self._params.dialect, [EngineState(self._params, self, gauges)])
 
 
 class EngineState(msgspec.Struct):
@@ -324,3 +290,4 @@ class EngineState(msgspec.Struct):
     gauges: Gauges
     index: int = 0
     """Among the engines behind one API server (data parallel rank)."""
+    role: Literal["unified", "prefill", "decode"] = "unified"
