@@ -1,9 +1,11 @@
 """What the simulated machines show to whoever scrapes them: pages under the names of real engines and exporters.
 
-Pure functions from counters and readings to text. `engine_page` imitates the engine; dcgm, npu and node the exporters
-beside it; degraded spoils a page on its way. Nothing here simulates.
+Functions from counters and readings to text. `engine_page` imitates the engine, also in an older version; `dcgm.page`,
+`npu.page`, `node.page` and `node.container_page` the exporters beside it. `respelled` renames a page's families as
+something between engine and reader would. Nothing here simulates.
 """
 
-from pinchpoint.lab.pages.engine import Age, Dialect, engine_page
+from pinchpoint.lab.pages.engine import EPOCH_UNIX_S, Age, Dialect, engine_page
+from pinchpoint.lab.pages.respelled import Respelling, respelled
 
-__all__ = ["Age", "Dialect", "engine_page"]
+__all__ = ["EPOCH_UNIX_S", "Age", "Dialect", "Respelling", "engine_page", "respelled"]

@@ -84,10 +84,15 @@ class Page:
         self._style = style
         self._out: list[str] = []
 
-    def family(self, name: str, kind: str, help_text: str | None, samples: Iterable[Sample]) -> None:
-        """name as exposed, `_total` included. help_text None: the exporter writes no HELP line."""
+    def family(
+        self, name: str, kind: str, help_text: str | None, samples: Iterable[Sample], line_end: str = "\n"
+    ) -> None:
+        """name as exposed, `_total` included. help_text None: the exporter writes no HELP line.
+
+        line_end: with the time of collection, where the exporter stamps its samples.
+        """
         number = self._style.number
-        lines = [f"{_head(name, labels)}{number(value)}\n" for labels, value in samples]
+        lines = [f"{_head(name, labels)}{number(value)}{line_end}" for labels, value in samples]
         self._write(name, kind, help_text, lines)
 
     def summary(self, name: str, help_text: str, samples: Iterable[tuple[Labels, int, float]]) -> None:

@@ -2,7 +2,7 @@
 
 Families, types, labels and bounds are those of real pages. Left out, since the lab has nothing to say there: the
 `python_*` families, `process_virtual_memory_bytes`, `*_created` samples (as with PROMETHEUS_DISABLE_CREATED_SERIES),
-`vllm:nixl_num_descriptors` and `nixl_post_time_seconds`, `request_params_best_of` and the two throughput gauges of V0.
+`vllm:nixl_num_descriptors` and `nixl_post_time_seconds`, and the two throughput gauges of V0.
 Always 0, as on a server that does not use the feature: estimated FLOPs and bytes, sleep states, tiers of offloaded
 cache. Sizes of answers are 0 as on real pages, where streams have no Content-Length.
 """
@@ -396,6 +396,8 @@ def old_page(engines: Sequence[EngineState], process: ProcessReading | None, epo
         ("request_prompt_tokens", "Prompt tokens per request.", [m.request_prompt_tokens for m in metrics], tokens),
         ("request_generation_tokens", "Generated tokens per request.",
          [m.request_generation_tokens for m in metrics], tokens),
+        ("request_params_best_of", "Parameter best_of of requests.",
+         [_all_one(m.request_prompt_tokens) for m in metrics], bounds.VLLM_N),
         ("request_params_n", "Parameter n of requests.", [_all_one(m.request_prompt_tokens) for m in metrics],
          bounds.VLLM_N),
     ):  # fmt: skip
