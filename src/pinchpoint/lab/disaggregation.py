@@ -71,12 +71,9 @@ class PrefillDecode:
         engine = self._engines[decode]
 
         def fetch_kv(now_s: float) -> float:
-            size_bytes = request.prompt_tokens * engine.params.model_shape.kv_bytes_per_token
+            size_bytes = request.prompt_tokens * engine.params.kv_bytes_per_token
             done_s = self.link.send(now_s, size_bytes)
-            metrics = engine.metrics
-            metrics.kv_transfers += 1
-            metrics.kv_transfer_bytes += size_bytes
-            metrics.kv_transfer_s += done_s - now_s
+            engine.metrics.count_transfer(done_s - now_s, size_bytes)
             heapq.heappush(self._arrivals, (round(done_s * NS_PER_S), request_id))
             return done_s
 
@@ -92,8 +89,9 @@ class PrefillDecode:
                 freed.append(handover.prefill)
         return freed
 
-    def of(self, request_id: int) -> Handover | None:
-        return self._requests.get(request_id)
+    def of(self, request_id: int) -> EngineRequest:
+        """The request as it came, while it is in one of the engines."""
+        return self._requests[request_id].request
 
     def end(self, request_id: int) -> int | None:
         """The request is over; blocks still kept for it come free, and their engine is returned."""

@@ -487,6 +487,8 @@ class Engine:
         sequence.scheduled_tokens = 0
         sequence.preemptions += 1
         self.metrics.preemptions += 1
+        self.metrics.preempted_prompt_tokens += sequence.prompt_tokens
+        self.metrics.preempted_output_tokens += sequence.output_tokens
         self._front_places -= 1
         sequence.place = self._front_places
         self._line.add(sequence)
@@ -537,9 +539,7 @@ class Engine:
             self._leave(sequence)
 
     def _give_up(self, sequence: Sequence) -> None:
-        sequence.failed = sequence.finished = True
-        sequence.finish_reason = "error"
-        sequence.new_tokens = 0
+        sequence.fail()
         self.metrics.finished["error"] += 1
 
     def end_step(self, now_s: float) -> list[Sequence]:
@@ -689,6 +689,7 @@ class Engine:
         metrics.inference_s.observe(now_s - scheduled_s)
         metrics.prefill_s.observe(sequence.first_token_s - scheduled_s)
         metrics.decode_s.observe(decode_s)
+        metrics.mean_token_s.observe((now_s - scheduled_s) / sequence.output_tokens)
         if sequence.output_tokens > 1:
             metrics.tpot_s.observe(decode_s / (sequence.output_tokens - 1))
 
@@ -700,8 +701,7 @@ class Engine:
         if schema in grammars:
             metrics.grammar_hits += 1
         else:
-            metrics.grammar_compiles += 1
-            metrics.grammar_compile_s += grammars.compile(now_s, schema, self.params.grammar.compile_s, self._cpu)
+            metrics.count_grammar(grammars.compile(now_s, schema, self.params.grammar.compile_s, self._cpu))
         ready_s = grammars.ready_s(schema)
         return ready_s if ready_s > now_s else None
 
@@ -718,8 +718,7 @@ class Engine:
     @property
     def _leaked_blocks(self) -> int:
         params = self.params
-        block_bytes = params.model_shape.kv_bytes_per_token * params.block_size_tokens / params.tensor_parallel
-        return int(self._leaked_bytes // block_bytes)
+        return int(self._leaked_bytes // params.kv_block_bytes)
 
     def _leak(self, now_s: float) -> None:
         """Memory that something beside the engine has taken since the latest look comes out of the pool's free blocks."""

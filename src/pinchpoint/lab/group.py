@@ -217,9 +217,21 @@ class EngineGroup:
         """Prompts are computed; their requests go on to the engines that decode."""
         split = self._split
         assert split is not None
+        longest = self.params.max_model_len_tokens()
+        failed: list[Sequence] = []
         for sequence in done:
+            request = split.of(sequence.request_id)
+            if request.prompt_tokens + request.max_output_tokens > longest:
+                # Limits have become tighter while its prompt was computed.
+                sequence.fail()
+                del self._engine_of[sequence.request_id]
+                self._end(t_ns, sequence.request_id)
+                failed.append(sequence)
+                continue
             index = self._least_loaded(range(split.prefill_engines, len(self.engines)))
             self._put(t_ns, split.answer_part(sequence.request_id, index), index)
+        if failed:
+            self._emit(t_ns, failed)
 
     def _end(self, t_ns: int, request_id: int) -> None:
         if self._split is not None:

@@ -111,6 +111,12 @@ class Sequence:
     def known_tokens(self) -> int:
         return self.prompt_tokens + self.output_tokens
 
+    def fail(self) -> None:
+        """The engine gives it up."""
+        self.failed = self.finished = True
+        self.finish_reason = "error"
+        self.new_tokens = 0
+
 
 class Step(msgspec.Struct, gc=False):
     """What a step that has started will do. duration_s includes noise and waits for the CPU; cost does not."""
