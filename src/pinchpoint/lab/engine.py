@@ -128,6 +128,7 @@ class Engine:
             max_loras=lora.max_loras if lora.adapters else 0,
             kv_blocks_used=pool.used,
             kv_tokens_used=sum(s.computed_tokens for s in running),
+            kv_tokens_cached=pool.cached_free * pool.block_size_tokens,
             batch_max_tokens=sum(s.prompt_tokens + s.max_output_tokens for s in running),
         )
 
@@ -721,7 +722,7 @@ class Engine:
         return int(self._leaked_bytes // params.kv_block_bytes)
 
     def _leak(self, now_s: float) -> None:
-        """Memory that something beside the engine has taken since the latest look comes out of the pool's free blocks."""
+        """Memory that something beside the engine has taken meanwhile comes out of the free blocks of the pool."""
         rate_bytes_per_s = self.params.accelerator.memory_leak_bytes_per_s
         since_s, self._leak_from_s = self._leak_from_s, now_s
         if rate_bytes_per_s <= 0 or now_s <= since_s:

@@ -8,6 +8,7 @@ replicas, API processes.
 import random
 from collections.abc import Callable
 from collections.abc import Sequence as Items
+from typing import Literal
 
 import msgspec
 
@@ -170,7 +171,12 @@ class EngineGroup:
 
     def states(self, now_s: float) -> list[EngineState]:
         """What pages are made from, one per engine."""
-        return [EngineState(self.params, e.metrics, e.gauges(now_s), e.index) for e in self.engines]
+        return [EngineState(self.params, e.metrics, e.gauges(now_s), e.index, self._role(e)) for e in self.engines]
+
+    def _role(self, engine: Engine) -> Literal["unified", "prefill", "decode"]:
+        if self._split is None:
+            return "unified"
+        return "prefill" if engine.index < self._split.prefill_engines else "decode"
 
     def _make_timelines(self) -> list[Timeline] | list[LockstepTimeline]:
         if _in_lockstep(self.params):

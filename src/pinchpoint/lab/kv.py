@@ -45,6 +45,11 @@ class BlockPool:
         """Keyed blocks that somebody holds."""
         return len(self._holders) - len(self._free_keys)
 
+    @property
+    def cached_free(self) -> int:
+        """Keyed blocks that nobody holds."""
+        return len(self._free_keys)
+
     def blocks_for(self, tokens: int) -> int:
         return -(-tokens // self.block_size_tokens)
 

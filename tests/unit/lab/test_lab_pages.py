@@ -13,11 +13,13 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.utils import floatToGoString
 
 from pinchpoint.catalog import load_catalog
+from pinchpoint.lab.group import EngineGroup
 from pinchpoint.lab.metrics import EngineState, Gauges, Histogram, LabMetrics, merged
 from pinchpoint.lab.pages import dcgm, engine_page, llamacpp, node, npu, respelled, sglang, tgi, vllm
 from pinchpoint.lab.pages.engine import Age, Dialect
 from pinchpoint.lab.pages.text import go_number, labelled, python_number, rust_number, stream_number
-from pinchpoint.lab.params import LabParams
+from pinchpoint.lab.params import Disaggregation, Grammar, LabParams, Lora, Speculation
+from pinchpoint.lab.sequence import EngineRequest, Sequence
 from pinchpoint.telemetry.config import Reading
 from pinchpoint.telemetry.engine_page import EnginePage
 from pinchpoint.telemetry.prometheus import PrometheusParser
@@ -428,3 +430,86 @@ def test_respelled_pages_lose_the_colon_and_nothing_else() -> None:
         assert len(values_of(changed)) == len(values_of(page))
         assert sorted(values_of(changed).values()) == sorted(values_of(page).values())
         assert "vllm:" not in "".join(s.name for s in PrometheusParser().parse(changed)[0])
+
+
+# From an engine that has really run ---------------------------------------------------------------------------------
+
+
+def ran(params: LabParams, requests: int = 60) -> tuple[list[EngineState], dict[int, int]]:
+    """The states of a group that has answered some requests with shared beginnings, and the tokens per request."""
+    got: dict[int, int] = {}
+
+    def emit(_: int, sequences: list[Sequence]) -> None:
+        for sequence in sequences:
+            got[sequence.request_id] = got.get(sequence.request_id, 0) + sequence.new_tokens
+
+    group = EngineGroup(params, 7, emit)
+    for number in range(requests):
+        keys = [("shared", number % 3, block) for block in range(8)]
+        group.submit(number * 20_000_000, EngineRequest(number, 200, 30, number * 0.02, block_keys=keys))
+    group.advance(60_000_000_000)
+    return group.states(60.0), got
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        LabParams(),
+        LabParams(speculation=Speculation()),
+        LabParams(lora=Lora(adapters=6, max_loras=2), grammar=Grammar(share_ratio=0.5)),
+        LabParams(data_parallel=2),
+        LabParams(disaggregation=Disaggregation()),
+        LabParams(kv_blocks=60),
+    ],
+)  # fmt: skip
+def test_every_dialect_tells_of_an_engine_what_clients_got(params: LabParams) -> None:
+    states, got = ran(params)
+    if params.disaggregation is not None:  # each half of such a service is a server with a page of its own
+        states = [state for state in states if state.role == "decode"]
+    assert sum(got.values()) == 60 * 30
+    for dialect, age in PAGES:
+        page = engine_page(dialect, states, age=age)
+        assert PrometheusParser().parse(page)[1] == 0
+        values = canonical(page)
+        assert values["engine.generation_tokens_total"] == sum(got.values()), dialect
+        assert (values["engine.requests_running"], values["engine.requests_waiting"]) == (0, 0)
+        finished = values.get("engine.requests_finished_total", 60)
+        assert finished == 60, dialect
+    vllm_values = canonical(engine_page("vllm", states))
+    prompts = vllm_values["engine.prompt_tokens_total"]
+    assert prompts == 60 * 200
+    assert canonical(engine_page("tgi", states))["engine.prompt_tokens_total"] == prompts
+    computed = prompts - vllm_values["engine.cached_prompt_tokens_total"]
+    assert canonical(engine_page("llama.cpp", states))["engine.prompt_tokens_total"] == computed
+    assert find(engine_page("llama.cpp", states), "llamacpp:n_tokens_max") >= 230 - 1
+    tgi_page, sglang_page = engine_page("tgi", states), engine_page("sglang", states)
+    assert find(tgi_page, "tgi_request_mean_time_per_token_duration_count") == 60
+    if params.kv_blocks:
+        assert canonical(sglang_page)["engine.preemptions_total"] == vllm_values["engine.preemptions_total"] > 0
+        assert find(sglang_page, "sglang:num_retracted_input_tokens_total") % 200 == 0
+    if params.speculation is not None:
+        assert vllm_values["engine.spec_accepted_tokens_total"] > 0
+    if params.disaggregation is not None:
+        assert find(engine_page("vllm", states), "vllm:nixl_bytes_transferred_count") == 60
+    if params.grammar.share_ratio:
+        assert find(sglang_page, "sglang:grammar_compilation_time_seconds_count") > 0
+        assert find(engine_page("vllm", states), "vllm:lora_requests_info", max_lora="2") > 1.7e9
+
+
+@pytest.mark.parametrize(("dialect", "age"), PAGES)
+def test_counters_never_fall_while_an_engine_runs(dialect: Dialect, age: Age) -> None:
+    group = EngineGroup(LabParams(kv_blocks=60, speculation=Speculation()), 3, lambda _t, _s: None)
+    for number in range(40):
+        group.submit(0, EngineRequest(number, 150, 40, 0.0))
+    before: dict[str, float] = {}
+    for instant in range(1, 30):
+        group.advance(instant * 100_000_000)
+        page = engine_page(dialect, group.states(instant / 10), age=age)
+        kinds = dict(re.findall(r"^# TYPE (\S+) (\S+)", page, re.MULTILINE))
+        now = {
+            sample.name + json.dumps(sample.labels, sort_keys=True): sample.value
+            for sample in PrometheusParser().parse(page)[0]
+            if kinds.get(sample.name, "histogram") in ("counter", "histogram")
+        }
+        assert all(now[name] >= value for name, value in before.items())
+        before = now

@@ -15,6 +15,7 @@ Labels = tuple[tuple[str, str], ...]
 Sample = tuple[Labels, float]
 
 MAX_PLAIN_DIGITS = 6
+MAX_PLAIN = 10**MAX_PLAIN_DIGITS
 """Digits before the point; beyond, Go and prometheus_client write an exponent."""
 MAX_HEADS = 65_536
 
@@ -31,6 +32,8 @@ def also(labels: Labels, **pairs: object) -> Labels:
 
 def python_number(value: float) -> str:
     """As prometheus_client: always with a point, exponent from a million on."""
+    if type(value) is int and 0 <= value < MAX_PLAIN:
+        return f"{value}.0"
     if value == float("inf"):
         return "+Inf"
     text = repr(float(value))
