@@ -102,10 +102,11 @@ class _ListColumn:
 class PartWriter:
     """Appends rows to one Arrow IPC stream file; one writer per file, one thread per writer.
 
-    Rows are kept until `flush`, a batch limit or, on `append`, until the last flush is a second old.
+    Rows are kept until `flush`, a batch limit or, on `append`, until the last flush is flush_period_s old. With an
+    infinite period the file depends on nothing but its rows.
     """
 
-    def __init__(self, path: Path, columns: Mapping[str, str]) -> None:
+    def __init__(self, path: Path, columns: Mapping[str, str], flush_period_s: float = FLUSH_PERIOD_S) -> None:
         import pyarrow as pa
 
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +118,7 @@ class PartWriter:
         self._file = path.open("wb")
         self._writer = pa.ipc.new_stream(self._file, self._schema)
         self._rows: list[Sequence[Any]] = []  # without their lists
+        self._flush_period_s = flush_period_s
         self._flushed_s = time.monotonic()
         self._file.flush()
 
@@ -143,7 +145,7 @@ class PartWriter:
             kept.append(pick(row) if lists else row)
             if full or len(kept) >= BATCH_ROWS_MAX:
                 self.flush()
-        if time.monotonic() - self._flushed_s >= FLUSH_PERIOD_S:
+        if time.monotonic() - self._flushed_s >= self._flush_period_s:
             self.flush()
 
     def append_columns(self, columns: Mapping[str, "np.ndarray | Sequence[Any] | pa.Array"]) -> None:

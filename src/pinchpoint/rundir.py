@@ -17,6 +17,7 @@ later; it is then marked aborted.
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ from pinchpoint.model import (
     SCHEDULE_COLUMNS,
     Manifest,
 )
-from pinchpoint.parts import PartWriter, arrow_schema, conform, grouped, is_list, part_batches
+from pinchpoint.parts import FLUSH_PERIOD_S, PartWriter, arrow_schema, conform, grouped, is_list, part_batches
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -61,7 +62,9 @@ class RunWriter:
         self.write_manifest()
 
     def part(self, table: str, maker: str) -> PartWriter:
-        return PartWriter(self.path / "parts" / f"{table}-{maker}.arrows", TABLES[table])
+        path = self.path / "parts" / f"{table}-{maker}.arrows"
+        # A virtual run is over in seconds, and shall be the same files whatever the machine was doing meanwhile.
+        return PartWriter(path, TABLES[table], math.inf if self.manifest.virtual else FLUSH_PERIOD_S)
 
     def event(self, t_ns: int, kind: str, **fields: Any) -> None:
         self._events.write(json.dumps({"t_ns": t_ns, "kind": kind, **fields}) + "\n")

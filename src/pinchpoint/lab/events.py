@@ -1,5 +1,6 @@
 """What a client sees of the service, what it can say about a request, and what exporters could read: words alone."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -13,7 +14,7 @@ NULL_REQUEST_ID = -1
 class Details(msgspec.Struct, frozen=True, kw_only=True):
     """What a request is beside its lengths."""
 
-    block_keys: tuple[int, ...] = ()
+    block_keys: Sequence[int] = ()
     """Identity of each full block of prompt and planned output, in order: equal keys share KV. Empty: it shares none."""
     session: int | None = None
     """For sticky routing."""

@@ -1,0 +1,80 @@
+"""A complete run in virtual time: the lab's service on a simulated clock under the same search as a live run.
+
+Nothing is copied from the fault into the run: requests meet the simulated mechanisms, and telemetry is read off pages
+by the parsers of real ones. The name of the fault is not in the directory.
+"""
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pinchpoint.lab.params import LabParams
+from pinchpoint.lab.scenario import Scenario, choose_scenario
+from pinchpoint.lab.service import VirtualService
+from pinchpoint.model import Progress
+from pinchpoint.plan import Plan
+from pinchpoint.recorder import Recorder, new_manifest
+from pinchpoint.rundir import RunWriter
+from pinchpoint.search import Search
+from pinchpoint.synth.asks import Asks
+from pinchpoint.synth.degrade import Degrader
+from pinchpoint.synth.driver import VirtualDriver
+from pinchpoint.synth.facts import EPOCH_WALL, facts_of
+from pinchpoint.synth.telemetry import Telemetry
+from pinchpoint.workload.classes import resolve, slos_of, workload_title
+from pinchpoint.workload.schedule import Scheduler, check_stages
+from pinchpoint.workload.trace import forest
+
+
+def run_virtual(
+    plan: Plan,
+    what: str | Scenario,
+    out: Path,
+    *,
+    params: LabParams | None = None,
+    degrade: Iterable[str] = (),
+) -> Path:
+    """Carries out the plan, a search or its stages, on the lab's service in virtual time and seals the run in `out`.
+
+    what: a scenario, or the name of a fault that is there from the beginning; params: the service without it. degrade:
+    names of degrade.DEGRADATIONS. Raises UsageError for an unknown fault or an output directory that cannot be used.
+    """
+    check_stages(plan)
+    scenario = what if isinstance(what, Scenario) else choose_scenario(what, base=params, seed=plan.seed)
+    degrader = Degrader(degrade, plan.seed)
+    begins = scenario.at_start()
+    service = VirtualService(begins, plan.seed)
+    traffic = resolve(plan, begins.max_model_len_tokens())
+    slos = slos_of(plan, traffic)
+    manifest = new_manifest(
+        plan, facts_of(plan, begins, degrader), out.name, t0_ns=0, started_wall=EPOCH_WALL, virtual=True
+    )
+    tree, _ = forest(plan.stages)
+    writer = RunWriter(out, manifest)
+    samples = writer.part("telemetry", "lab")
+    driver = VirtualDriver(
+        service,
+        writer,
+        plan,
+        Asks(traffic, tree, begins.block_size_tokens),
+        Telemetry(samples, begins, degrader),
+        onset=(scenario.onset_s, scenario.after) if scenario.onset_s > 0 else None,
+    )
+    recorder = Recorder(writer, driver.now_ns, _ignore)
+    recorder.on_workload(workload_title(plan), tuple(one.name for one in traffic.classes))
+    status, reason = "complete", None
+    try:
+        Search(driver, recorder, Scheduler.of(plan, traffic), plan, slos).run()
+    except BaseException as error:
+        status, reason = "aborted", str(error) or type(error).__name__
+        raise
+    finally:
+        driver.close()
+        samples.close()
+        recorder.close()
+        manifest.host = {}  # it says who writes, which is over; the service's host was never this one
+        writer.seal(status, reason)
+    return out
+
+
+def _ignore(progress: Progress) -> None:
+    """Virtual runs end before a screen could be read."""
