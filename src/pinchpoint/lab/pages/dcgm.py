@@ -1,9 +1,10 @@
 """The page of NVIDIA's dcgm-exporter.
 
 The default counters, and those that a larger counters.csv adds for diagnosis (SM and tensor activity, violations,
-power limit, clock event reasons, ECC, NVLink errors). Left out, since the lab does not model them: encoder and decoder
-use (always 0 on such machines, and shown so), remapped rows, retired pages, SM occupancy, FP pipes, p-states, BAR1,
-vGPU licence. FB_RESERVED is 0: used and free add up to the total. As in the exporter, profiling ratios have six
+power limit, clock event reasons, ECC, NVLink errors). Left out, since the lab does not model them: remapped rows,
+retired pages, SM occupancy, FP pipes, p-states, fans, slowdown temperature, BAR1. Always 0: encoder and decoder,
+vGPU licence, FB_RESERVED (used and free add up to the total). Bytes over PCIe and NVLink are counters, as on the
+recorded page; later exporters call the same fields gauges of a rate. As in the exporter, profiling ratios have six
 decimals and whole numbers none; DCGM's utilisation is in whole per cent.
 """
 
@@ -24,7 +25,10 @@ DEVICE_NAMES = {
     "A100": "NVIDIA A100-SXM4-80GB",
     "H100": "NVIDIA H100 80GB HBM3",
     "H200": "NVIDIA H200",
+    "B200": "NVIDIA B200",
     "L40S": "NVIDIA L40S",
+    "RTX4090": "NVIDIA GeForce RTX 4090",
+    "RTXPRO6000": "NVIDIA RTX PRO 6000 Blackwell Workstation Edition",
 }
 """As the driver calls them; others go under the lab's name."""
 

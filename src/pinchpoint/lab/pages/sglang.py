@@ -2,7 +2,8 @@
 
 As on a real server: tokens and requests are counted when a request ends; throughput and acceptance are those of the
 last 40 decode steps, and stand still between; families without samples are absent, since prometheus_client merges the
-files of several processes. Always 0, as for a model that has no such layers: the sliding-window and Mamba gauges.
+files of several processes. The other gauges are of the instant here; SGLang refreshes them with each prefill and with
+every 40th decode step. Always 0, as for a model that has no such layers: the sliding-window and Mamba gauges.
 Left out: `per_stage_req_latency_seconds`, `forward_execution_seconds_total`, `realtime_tokens_total` of DP cooperation,
 `fwd_occupancy`, `utilization`, `new_token_ratio`, start-up times and memory in GB, the EPLB, HiCache, prefill-delayer
 and routing-key families, sizes of grammars, `func_latency_seconds`, the evictor's families.
