@@ -40,30 +40,60 @@ def serve(
 @lab_app.command
 def synth(
     *,
-    fault: Annotated[str, Parameter(help="Name from `pinchpoint lab faults`, or none.")] = "none",
+    fault: Annotated[str, Parameter(help="Name from `pinchpoint lab faults`, two joined by +, or none.")] = "none",
+    severity: Annotated[str, Parameter(help="mild, moderate or severe.")] = "moderate",
+    onset: Annotated[str, Parameter(help="Virtual time at which the fault sets in.")] = "0s",
+    gpu: Annotated[str, Parameter(help="Name of a GPU that the lab knows.")] = "A100",
+    model: Annotated[str, Parameter(help="Name of a model that the lab knows.")] = "llama-3-8b",
+    dialect: Annotated[str, Parameter(help="Whose metric names: vllm, sglang, tgi or llama.cpp.")] = "vllm",
+    degrade: Annotated[
+        tuple[str, ...],
+        Parameter(negative="", help="What is wrong with the telemetry, such as no-gpu or scrape-loss. Repeatable."),
+    ] = (),
     out: Annotated[Path, Parameter(group=OUTPUT, help="Run directory to write; must not exist.")],
     slo: Slos = (),
-    workload: Annotated[str, Parameter(help="chat, chat-short or summarise.")] = "chat",
+    workload: Annotated[
+        str | None, Parameter(help="Name of a workload; default: the one that shows the fault.")
+    ] = None,
     budget: Annotated[str, Parameter(help="Virtual time for the whole search.")] = "3m",
     max_rate: Annotated[str | None, Parameter(help="Never offer more than this many requests/s.")] = None,
+    plan: Annotated[Path | None, Parameter(help="Plan file (TOML); flags fill what it leaves out.")] = None,
+    truth_file: Annotated[
+        Path | None, Parameter(group=OUTPUT, help="Write here, as JSON, what is really wrong.")
+    ] = None,
     seed: int = 1,
     as_json: Json = False,
 ) -> int:
     """Make a complete run directory in virtual time: the same search against the simulated service, in seconds."""
     from pinchpoint.conclude import judge_directory, write_answer
-    from pinchpoint.plan import build_plan
+    from pinchpoint.lab.scenario import choose_scenario, write_truth
+    from pinchpoint.plan import build_plan, read_plan
     from pinchpoint.synth import run_virtual
+    from pinchpoint.synth.services import service_of
     from pinchpoint.units import parse_duration_s, parse_rate_rps
 
+    scenario = choose_scenario(
+        fault,
+        severity,  # pyright: ignore[reportArgumentType]
+        parse_duration_s(onset) if onset not in ("0", "0s") else 0.0,
+        service_of(gpu, model, dialect),
+        seed,
+    )
     values: dict[str, Any] = {
         "url": "http://lab.invalid",
         "seed": seed,
-        "slos": slo,
-        "workload": {"preset": workload},
+        "slos": slo or None,
+        "workload": {"preset": workload or scenario.workload},
         "budget_s": parse_duration_s(budget),
         "max_rate_rps": parse_rate_rps(max_rate) if max_rate else None,
     }
-    path = run_virtual(build_plan(values), fault, out)
+    if plan is None:
+        asked = build_plan({key: value for key, value in values.items() if value is not None})
+    else:
+        asked = read_plan(plan, values)
+    path = run_virtual(asked, scenario, out, degrade=degrade)
+    if truth_file is not None:
+        write_truth(truth_file, scenario)
     view, verdict = judge_directory(path)
     html_path = write_answer(view, verdict)
     print_verdict(view, verdict, as_json, {"report": html_path, "run": path})

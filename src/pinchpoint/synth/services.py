@@ -1,0 +1,31 @@
+"""A healthy service for a GPU and a model: as many GPUs as the model needs."""
+
+from pinchpoint.errors import UsageError
+from pinchpoint.lab.params import LabParams
+
+TENSOR_PARALLEL = (1, 2, 4, 8)
+"""Sizes that servers have; the heads of all known models can be divided by them."""
+KV_REQUESTS_MIN = 8
+"""A service has room for at least so many requests of full length, else more GPUs are taken."""
+DIALECTS = ("vllm", "sglang", "tgi", "llama.cpp")
+
+
+def service_of(gpu: str, model: str, dialect: str = "vllm") -> LabParams:
+    """Raises UsageError for what the lab does not know, and for a model that does not fit on eight such GPUs."""
+    if dialect not in DIALECTS:
+        raise UsageError(f"the lab does not speak {dialect!r}; choose one of {', '.join(DIALECTS)}")
+    fits: LabParams | None = None
+    for size in TENSOR_PARALLEL:
+        params = LabParams(gpu=gpu, model=model, dialect=dialect, tensor_parallel=size)  # pyright: ignore
+        _ = params.gpu_spec, params.model_shape
+        try:
+            tokens = params.num_kv_blocks() * params.block_size_tokens
+        except UsageError:
+            continue
+        fits = params
+        if tokens >= KV_REQUESTS_MIN * params.model_shape.context_tokens:
+            break
+    if fits is None:
+        raise UsageError(f"{model} does not fit on {TENSOR_PARALLEL[-1]} x {gpu}; choose a smaller model")
+    fits.validate()
+    return fits
