@@ -12,6 +12,7 @@ from pinchpoint.lab.params import LabParams
 
 TOO_MANY_REQUESTS = 429
 SERVICE_UNAVAILABLE = 503
+GATEWAY_TIMEOUT = 504
 
 OVERLOAD_RETRY_AFTER_S = 1.0
 """A server that is full cannot know when it will not be; one second is the customary hint."""
@@ -26,40 +27,58 @@ class Refusal(msgspec.Struct, frozen=True):
     before_api: bool
 
 
-class Gateway:
-    """admit() before a request goes on, leave() exactly once for each that was admitted."""
+class RateLimit:
+    """A token bucket in front of everything."""
 
     def __init__(self, params: LabParams) -> None:
-        self._rate_rps = params.rate_limit_rps
-        self._burst_requests = params.rate_limit_burst_requests
-        self._limit = params.in_flight_limit
         self._bucket_requests = params.rate_limit_burst_requests
         self._filled_ns: int | None = None
+        self.change(params)
+
+    def change(self, params: LabParams) -> None:
+        self._rate_rps = params.rate_limit_rps
+        self._burst_requests = params.rate_limit_burst_requests
+        self._bucket_requests = min(self._bucket_requests, self._burst_requests)
+
+    def admit(self, t_ns: int) -> Refusal | None:
+        """None lets the request pass. t_ns must not go back."""
+        if self._rate_rps is None:
+            self._filled_ns = t_ns
+            return None
+        if self._filled_ns is not None:
+            filled = self._bucket_requests + (t_ns - self._filled_ns) / NS_PER_S * self._rate_rps
+            self._bucket_requests = min(self._burst_requests, filled)
+        self._filled_ns = t_ns
+        if self._bucket_requests < 1:
+            wait_s = (1 - self._bucket_requests) / self._rate_rps
+            retry_after_s = float(math.ceil(wait_s))  # the header carries whole seconds
+            return Refusal(TOO_MANY_REQUESTS, retry_after_s, "rate limit reached for this key", True)
+        self._bucket_requests -= 1
+        return None
+
+
+def too_many(in_flight: int, limit: int | None) -> Refusal | None:
+    """What an API server with so many requests in flight says to one more."""
+    if limit is None or in_flight < limit:
+        return None
+    message = f"{in_flight} requests in flight, the limit is {limit}"
+    return Refusal(SERVICE_UNAVAILABLE, OVERLOAD_RETRY_AFTER_S, message, False)
+
+
+class Gateway:
+    """Both limits. admit() before a request goes on, leave() exactly once for each that was admitted."""
+
+    def __init__(self, params: LabParams) -> None:
+        self._rate = RateLimit(params)
+        self._limit = params.in_flight_limit
         self.in_flight = 0
 
     def admit(self, t_ns: int) -> Refusal | None:
         """None lets the request pass. t_ns must not go back."""
-        if self._rate_rps is not None:
-            wait_s = self._take(t_ns, self._rate_rps)
-            if wait_s > 0:
-                retry_after_s = float(math.ceil(wait_s))  # the header carries whole seconds
-                return Refusal(TOO_MANY_REQUESTS, retry_after_s, "rate limit reached for this key", True)
-        if self._limit is not None and self.in_flight >= self._limit:
-            message = f"{self.in_flight} requests in flight, the limit is {self._limit}"
-            return Refusal(SERVICE_UNAVAILABLE, OVERLOAD_RETRY_AFTER_S, message, False)
-        self.in_flight += 1
-        return None
+        refusal = self._rate.admit(t_ns) or too_many(self.in_flight, self._limit)
+        if refusal is None:
+            self.in_flight += 1
+        return refusal
 
     def leave(self) -> None:
         self.in_flight -= 1
-
-    def _take(self, t_ns: int, rate_rps: float) -> float:
-        """Takes one request from the bucket; returns 0, or the seconds until there would be one."""
-        if self._filled_ns is not None:
-            filled = self._bucket_requests + (t_ns - self._filled_ns) / NS_PER_S * rate_rps
-            self._bucket_requests = min(self._burst_requests, filled)
-        self._filled_ns = t_ns
-        if self._bucket_requests < 1:
-            return (1 - self._bucket_requests) / rate_rps
-        self._bucket_requests -= 1
-        return 0.0

@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from lab_traffic import NS_PER_S, chat_run
 from prometheus_client.parser import text_string_to_metric_families
 
-from pinchpoint.lab.params import LabParams
+from pinchpoint.lab.params import Front, LabParams
 from pinchpoint.lab.service import ClientEvent, VirtualService
 
 MS = 1_000_000
+NO_TOKENIZER = Front(tokenizer_s_per_token=0)
 
 
 def kinds(events: list[ClientEvent], request_id: int) -> list[str]:
@@ -160,7 +161,7 @@ def test_no_more_than_the_limit_are_in_flight_and_the_rest_get_503() -> None:
 
 
 def test_the_api_process_is_one_line_through_which_health_goes_too() -> None:
-    service = VirtualService(LabParams(api_request_s=0.1, api_null_s=0.001, rate_limit_rps=None), seed=1)
+    service = VirtualService(LabParams(api_request_s=0.1, api_null_s=0.001, front=NO_TOKENIZER), seed=1)
     for request_id in range(5):
         service.submit(0, request_id, 10, 1)
     service.null_request(0)
@@ -173,7 +174,7 @@ def test_the_api_process_is_one_line_through_which_health_goes_too() -> None:
 
 
 def test_process_cpu_grows_one_for_one_while_the_line_is_not_empty() -> None:
-    service = VirtualService(LabParams(api_request_s=0.1), seed=1)
+    service = VirtualService(LabParams(api_request_s=0.1, front=NO_TOKENIZER), seed=1)
     for request_id in range(10):
         service.submit(0, request_id, 10, 1)
     assert service.process_readings(250 * MS)["cpu_s"] == pytest.approx(0.25)
