@@ -1,7 +1,7 @@
 """search.Driver on a simulated clock: sends what is due, takes what the lab's service answers, writes records.
 
 Where no request depends on another's end, the service is advanced from one due instant to the next in one go; in a
-closed loop, in conversations and behind a full pool of connections it is looked at event by event.
+closed loop, in conversations and behind a full pool of connections it stops at the end of each request.
 """
 
 import heapq
@@ -181,11 +181,11 @@ class VirtualDriver:
                 step_ns = min(step_ns, deadlines[0][0])
             if self._onset is not None:
                 step_ns = min(step_ns, self._onset[0])
-            if self._reacts:
-                next_ns = service.next_ns()
-                step_ns = step_ns if next_ns is None else min(step_ns, next_ns)
             step_ns = max(step_ns, self._now_ns)
-            events = service.advance(step_ns)
+            if self._reacts:
+                step_ns, events = service.advance_to_end(step_ns)
+            else:
+                events = service.advance(step_ns)
             self._now_ns = step_ns
             if events:
                 self._take(events)
@@ -414,10 +414,7 @@ class VirtualDriver:
     def _scrape(self) -> None:
         now_ns = self._next_scrape_ns
         self._next_scrape_ns += ENGINE_PERIOD_NS
-        if hasattr(self._service, "state"):  # TRANSITION: goes when the service has its state
-            self._telemetry.take(now_ns, self._service.state(now_ns))
-        else:
-            self._telemetry.take_old(now_ns, self._service)
+        self._telemetry.take(now_ns, self._service.state(now_ns))
         self._service.null_request(now_ns)
 
     def _read_client(self) -> None:

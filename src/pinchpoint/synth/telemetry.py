@@ -61,26 +61,6 @@ class Telemetry:
                 if self._degrader.sees(NODE):
                     self._scrape(t_ns, NODE, index, number, node.page(replica.host))
 
-    def take_old(self, t_ns: int, service: Any) -> None:  # TRANSITION
-        self._scrape(t_ns, ENGINE, 0, None, service.metrics_page(t_ns))
-        process = service.process_readings(t_ns)
-        last_ns, last_s = self._old
-        gap_s = (t_ns - last_ns) / NS_PER_S
-        cores = (process["cpu_s"] - last_s) / gap_s if gap_s > 0 else 0.0
-        self._old = (t_ns, process["cpu_s"])
-        own_ = {
-            "server.cpu_cores": cores,
-            "server.listener_cpu_cores": cores,
-            "server.thread_cpu_max_cores": cores,
-            "server.rss_bytes": process["rss_bytes"],
-            "server.open_files": process["open_fds"],
-            "server.threads": process["threads"],
-        }
-        self._put(t_ns, SERVER, [own(k, v) for k, v in own_.items()], None)
-        self._put(t_ns, HOST, [own("host.cpu_used_ratio", min(1.0, cores / 8))], None)
-
-    _old = (0, 0.0)
-
     def note(self, t_ns: int, source: str, readings: Iterable[Reading]) -> None:
         """Readings of the client's side."""
         self._samples.append((t_ns, 0, source, r.raw, r.series, r.labels, r.value) for r in readings)

@@ -1,0 +1,146 @@
+"""Makes one run of a data set, and the label that says what it really is and whether that can be seen at all."""
+
+import itertools
+import math
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from pinchpoint.errors import PinchpointError
+from pinchpoint.impact import CHANGE_MIN, INDICATORS, SHARES, SIGMAS_MIN, load_rps
+from pinchpoint.lab.scenario import Scenario
+from pinchpoint.labbench.matrix import Case, healthy_twin
+from pinchpoint.plan import Plan, build_plan
+from pinchpoint.rundir import read_run
+from pinchpoint.series import RunView
+from pinchpoint.synth import run_virtual
+
+STAGE_RATIOS = (0.6, 1.0, 1.4)
+"""Loads of the three stages over the case's own."""
+STAGE_REQUESTS_MIN = 25
+STAGE_MAX_S = 60.0
+BLOCKS_PER_STAGE = 3
+BLOCKS_MIN = 3
+BUDGET_S = 90.0
+"""Of it the warm-up takes 15 % at most."""
+TIMEOUT_S = 60.0
+URL = "http://service.invalid"
+DIGITS = 3
+
+
+class Made(msgspec.Struct, frozen=True):
+    """label: plain data, for the label file alone."""
+
+    id: str
+    label: dict[str, Any]
+
+
+def plan_of(case: Case, scenario: Scenario) -> Plan:
+    values: dict[str, Any] = {
+        "url": URL,
+        "seed": case.seed,
+        "workload": {"preset": case.workload},
+        "timeout_s": TIMEOUT_S,
+        "budget_s": BUDGET_S,
+    }
+    rate_rps = load_rps(scenario.before, build_plan(values), case.load_ratio)
+    wanted_s = max(case.duration_s / len(STAGE_RATIOS), STAGE_REQUESTS_MIN / rate_rps)
+    stage_s = round(max(case.duration_s / len(STAGE_RATIOS), min(wanted_s, STAGE_MAX_S)), 1)
+    stages = [
+        {"kind": "open", "rate_rps": float(f"{ratio * rate_rps:.{DIGITS}g}"), "duration_s": stage_s}
+        for ratio in STAGE_RATIOS
+    ]
+    return build_plan({**values, "stages": stages})
+
+
+def make_case(case: Case, runs: Path) -> Made:
+    """Writes runs/ID and returns its label. A run that ends early, because the service is gone, is one as well."""
+    scenario = case.scenario()
+    plan = plan_of(case, scenario)
+    with tempfile.TemporaryDirectory(prefix=".making-", dir=runs) as scratch:
+        made = Path(scratch) / case.id
+        _run(plan, scenario, made, case.degrade)
+        impacts: list[dict[str, Any] | None] = []
+        if scenario.faults:
+            twin = Path(scratch) / "twin"
+            _run(plan, healthy_twin(scenario), twin, ("client-only",))
+            healthy, faulty = RunView(read_run(twin)), RunView(read_run(made))
+            impacts = [impact_of(healthy, faulty, fault.indicator, case.onset_s) for fault in scenario.faults]
+        target = runs / case.id
+        if target.exists():  # left by a making that was cut off before its label was kept
+            shutil.rmtree(target)
+        made.rename(target)
+    return Made(case.id, label_of(case, scenario, impacts))
+
+
+def label_of(case: Case, scenario: Scenario, impacts: list[dict[str, Any] | None]) -> dict[str, Any]:
+    truth = scenario.truth()
+    faults = [{**told, "impact": impact} for told, impact in zip(truth["faults"], impacts, strict=True)]
+    return {
+        "id": case.id,
+        "label": case.label,
+        "causes": [fault.cause for fault in scenario.faults],
+        "layers": [fault.layer for fault in scenario.faults],
+        "severity": truth["severity"],
+        "onset_s": case.onset_s,
+        "faults": faults,
+        "look_alike_pair": case.pair,
+        "load_ratio": case.load_ratio,
+        "seed": case.seed,
+    }
+
+
+def impact_of(healthy: RunView, faulty: RunView, indicator: str, onset_s: float) -> dict[str, Any] | None:
+    """What the fault did to its indicator, over stretches of the stages after the onset, pair by pair.
+
+    None where the two cannot be compared: too little was measured.
+    """
+    function = INDICATORS[indicator]
+    values: list[tuple[float, float]] = []
+    for stage in healthy.stages:
+        if stage.rate_rps is None:
+            continue
+        edges_s = np.linspace(stage.t0_ns, stage.t1_ns, BLOCKS_PER_STAGE + 1) / 1e9
+        for from_s, to_s in itertools.pairwise(edges_s.tolist()):
+            if from_s < onset_s:
+                continue
+            pair = []
+            for view in (healthy, faulty):
+                place = {s.index: s for s in view.stages}.get(stage.index)
+                if place is None:
+                    break
+                shift_s = (place.t0_ns - stage.t0_ns) / 1e9
+                at_s = view.requests.scheduled_s - shift_s
+                mask = (view.requests.stage == stage.index) & (at_s >= from_s) & (at_s < to_s)
+                pair.append(function(view.requests, mask, to_s - from_s) if mask.any() else math.nan)
+            if len(pair) == 2 and all(map(math.isfinite, pair)):
+                values.append((pair[0], pair[1]))
+    if len(values) < BLOCKS_MIN:
+        return None
+    before, after = np.array(values).T
+    differences = after - before
+    mean, reference = float(differences.mean()), float(before.mean())
+    error = float(differences.std(ddof=1)) / math.sqrt(len(values))
+    change = mean if indicator in SHARES else mean / reference if reference else math.copysign(math.inf, mean)
+    sigmas = mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
+    return {
+        "indicator": indicator,
+        "healthy": reference,
+        "faulty": float(after.mean()),
+        "change_ratio": change if math.isfinite(change) else None,
+        "sigmas": sigmas if math.isfinite(sigmas) else None,
+        "stretches": len(values),
+        "has_impact": abs(change) > CHANGE_MIN and abs(sigmas) > SIGMAS_MIN,
+    }
+
+
+def _run(plan: Plan, scenario: Scenario, out: Path, degrade: tuple[str, ...]) -> None:
+    try:
+        run_virtual(plan, scenario, out, degrade=degrade)
+    except PinchpointError:
+        if not (out / "run.json").exists():
+            raise
