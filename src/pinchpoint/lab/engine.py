@@ -16,6 +16,7 @@ The surprising part: most steps of a loaded engine only decode, with the same re
 """
 
 import random
+from collections.abc import Callable
 from typing import Protocol
 
 from pinchpoint.lab.adapters import AdapterSlots
@@ -71,6 +72,8 @@ class Engine:
         self.out_of_memory = False
         """A leak has taken the last free block: the process dies, and whoever runs it calls `fail`."""
         self._accelerator = accelerator
+        self.observer: Callable[[Step], None] | None = None
+        """Told about every step that starts: a profiler."""
         self._cpu = cpu
         self._random = random.Random(f"{seed}/{index}")
         self._line = WaitingLine(params.scheduling == "priority")
@@ -225,7 +228,7 @@ class Engine:
         self._leak(now_s)
         self.wake_s = None
         work = StepWork()
-        preempted = 0
+        preempted = evicted = 0
         line, running = self._line, self.running
         # An abort, an eviction and an admission clear `_plain`; nothing else changes the batch.
         self._plain_step = plain = self._plain and self._schedule_plain()
@@ -234,8 +237,13 @@ class Engine:
             self._scheduled = running
         else:
             self._scheduled = []
-            preempted, budget = self._schedule_running()
-        if line and not (preempted and self._scheduled):
+            evicted, budget = self._schedule_running()
+            preempted = evicted
+            while evicted and not self._scheduled:
+                # An empty step takes no time, and in the next one those that are left may run.
+                evicted, budget = self._schedule_running()
+                preempted += evicted
+        if line and not evicted:
             before = len(running)
             if plain:
                 self._scheduled = running[:]
@@ -256,6 +264,8 @@ class Engine:
         else:
             self._sum_work(work)
         self._step = step = self._time_step(now_s, work, preempted)
+        if self.observer is not None:
+            self.observer(step)
         return step
 
     def _schedule_plain(self) -> bool:
