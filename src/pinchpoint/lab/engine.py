@@ -19,7 +19,9 @@ import random
 from collections.abc import Callable
 from typing import Protocol
 
+from pinchpoint.lab.accounts import count_admission, count_draft, count_end, count_eviction, count_first_token
 from pinchpoint.lab.adapters import AdapterSlots
+from pinchpoint.lab.batch import sum_mixed, sum_plain
 from pinchpoint.lab.cost import CostModel
 from pinchpoint.lab.grammar import Cpu, Grammars
 from pinchpoint.lab.kv import BlockPool
@@ -28,7 +30,7 @@ from pinchpoint.lab.params import LabParams
 from pinchpoint.lab.sequence import EngineRequest, Sequence, Step
 from pinchpoint.lab.speculation import accepted_tokens
 from pinchpoint.lab.waiting import WaitingLine
-from pinchpoint.lab.work import StepCost, StepWork
+from pinchpoint.lab.work import HEALTHY_STATE, AcceleratorState, StepCost, StepWork
 
 __all__ = ["AcceleratorLike", "Engine", "EngineRequest", "Sequence", "Step"]
 
@@ -40,7 +42,9 @@ LEAK_LOOK_S = 1.0
 
 
 class AcceleratorLike(Protocol):
-    """The GPUs of one engine."""
+    """The GPUs of one engine: how fast they are now, and what they are told."""
+
+    def clock_state(self, now_s: float) -> AcceleratorState: ...
 
     def on_step(self, start_s: float, duration_s: float, cost: StepCost) -> None: ...
 
@@ -230,6 +234,14 @@ class Engine:
         work = StepWork()
         preempted = evicted = 0
         line, running = self._line, self.running
+        if not self.params.mixed_batches:
+            self._scheduled = []
+            preempted, budget = self._schedule_running(prompts_only=True)
+            if line and not preempted:
+                self._admit(now_s, budget, work)
+            if self._scheduled:
+                self._plain_step = False
+                return self._begin_mixed(now_s, work, preempted)
         # An abort, an eviction and an admission clear `_plain`; nothing else changes the batch.
         self._plain_step = plain = self._plain and self._schedule_plain()
         if plain:
@@ -243,7 +255,7 @@ class Engine:
                 # An empty step takes no time, and in the next one those that are left may run.
                 evicted, budget = self._schedule_running()
                 preempted += evicted
-        if line and not evicted:
+        if line and not evicted and self.params.mixed_batches:
             before = len(running)
             if plain:
                 self._scheduled = running[:]
@@ -259,10 +271,18 @@ class Engine:
             if self.wake_s is None and line and self.params.accelerator.memory_leak_bytes_per_s > 0:
                 self.wake_s = now_s + LEAK_LOOK_S
             return None
-        if plain:
-            self._sum_plain(work)
-        else:
-            self._sum_work(work)
+        if not plain:
+            return self._begin_mixed(now_s, work, preempted)
+        sum_plain(work, running)
+        return self._begin(now_s, work, preempted)
+
+    def _begin_mixed(self, now_s: float, work: StepWork, preempted: int) -> Step:
+        self.metrics.recomputed_tokens += sum_mixed(work, self._scheduled)
+        return self._begin(now_s, work, preempted)
+
+    def _begin(self, now_s: float, work: StepWork, preempted: int) -> Step:
+        work.masked_sequences = self._masked_running
+        work.adapters = self._slots.in_batch
         self._step = step = self._time_step(now_s, work, preempted)
         if self.observer is not None:
             self.observer(step)
@@ -285,8 +305,8 @@ class Engine:
                     self._register(sequence, sequence.computed_tokens)
         return True
 
-    def _schedule_running(self) -> tuple[int, int]:
-        """Returns (requests evicted, budget left)."""
+    def _schedule_running(self, *, prompts_only: bool = False) -> tuple[int, int]:
+        """Returns (requests evicted, budget left). prompts_only: those that decode get nothing in this step."""
         running, scheduled, pool = self.running, self._scheduled, self.pool
         budget, threshold = self._budget_tokens, self.params.long_prefill_token_threshold
         speculation = self.params.speculation
@@ -298,6 +318,9 @@ class Engine:
             sequence = running[index]
             past = sequence.computed_tokens
             n = sequence.prompt_tokens + sequence.output_tokens - past
+            if prompts_only and n == 1 and sequence.output_tokens:
+                index += 1
+                continue
             if n == 1 and drafts and sequence.output_tokens:
                 n = max(1, min(1 + drafts, longest - past))
             if 0 < threshold < n:
@@ -392,7 +415,10 @@ class Engine:
             sequence.scheduled_tokens = n
             if sequence.keys and params.prefix_caching:
                 self._register(sequence, past + n)
-            self._count_admission(now_s, sequence, image_tokens)
+            if sequence.scheduled_s is None:
+                sequence.scheduled_s = now_s
+                sequence.cached_tokens = past - sequence.external_tokens
+            count_admission(self.metrics, sequence, image_tokens, params.prefix_caching)
             if request.adapter is not None and self._slots.enter(request.adapter):
                 work.loaded_adapters += 1
                 self.metrics.adapter_loads += 1
@@ -423,67 +449,16 @@ class Engine:
         self._line.defer_head(sequence.request.fetch_kv(now_s))
         return True
 
-    def _count_admission(self, now_s: float, sequence: Sequence, image_tokens: int) -> None:
-        metrics, params = self.metrics, self.params
-        if sequence.scheduled_s is None:
-            sequence.scheduled_s = now_s
-            sequence.cached_tokens = cached_tokens = sequence.computed_tokens - sequence.external_tokens
-            if params.prefix_caching:
-                metrics.prefix_queries_tokens += sequence.prompt_tokens
-                metrics.prefix_hit_tokens += cached_tokens
-            if sequence.request.image_tokens:
-                metrics.mm_queries += 1
-                metrics.mm_hits += image_tokens == 0
-        metrics.encoder_tokens += image_tokens
-
-    def _sum_plain(self, work: StepWork) -> None:
-        running = self.running
-        n = len(running)
-        kv_tokens = n
-        for sequence in running:
-            kv_tokens += sequence.computed_tokens
-        work.sequences = work.tokens = work.sampled_rows = n
-        work.kv_tokens = kv_tokens
-        work.attention_pairs = kv_tokens - n / 2
-        work.masked_sequences = self._masked_running
-        work.adapters = self._slots.in_batch
-
-    def _sum_work(self, work: StepWork) -> None:
-        metrics = self.metrics
-        tokens = kv_tokens = prefill_tokens = sampled_rows = draft_tokens = 0
-        pairs = 0.0
-        for sequence in self._scheduled:
-            n, past = sequence.scheduled_tokens, sequence.computed_tokens
-            tokens += n
-            kv_tokens += past + n
-            pairs += n * (past + n / 2)
-            left = sequence.prompt_tokens + sequence.output_tokens - past - n
-            if sequence.output_tokens and left == 1 - n:  # decoding, with n - 1 draft tokens
-                sampled_rows += n
-                draft_tokens += n - 1
-                continue
-            prefill_tokens += n
-            sampled_rows += left <= 0
-            if past < sequence.highest_computed_tokens:
-                metrics.recomputed_tokens += min(past + n, sequence.highest_computed_tokens) - past
-        work.sequences = len(self._scheduled)
-        work.tokens = tokens
-        work.kv_tokens = kv_tokens
-        work.attention_pairs = pairs
-        work.prefill_tokens = prefill_tokens
-        work.sampled_rows = sampled_rows
-        work.draft_tokens = draft_tokens
-        work.masked_sequences = self._masked_running
-        work.adapters = self._slots.in_batch
-
     def _time_step(self, now_s: float, work: StepWork, preempted: int) -> Step:
-        params = self.params
-        noise = max(FASTEST_STEP_RATIO, self._random.gauss(1.0, params.step_noise_ratio))
-        duration_s = self._cost.step_s(work) * noise
-        if self._cpu is not None:
-            host_s = params.step_overhead_s + params.sequence_overhead_s * work.sequences
-            duration_s += self._cpu(now_s, host_s) - host_s
-        return Step(now_s, duration_s, work.sequences, work.tokens, preempted, work)
+        noise = max(FASTEST_STEP_RATIO, self._random.gauss(1.0, self.params.step_noise_ratio))
+        accelerator, cpu = self._accelerator, self._cpu
+        cost = self._cost.step(work, HEALTHY_STATE if accelerator is None else accelerator.clock_state(now_s))
+        duration_s = cost.total_s * noise
+        if cpu is not None:
+            duration_s += cpu(now_s, cost.host_s) - cost.host_s
+        if accelerator is not None:
+            accelerator.on_step(now_s, duration_s, cost)
+        return Step(now_s, duration_s, work.sequences, work.tokens, preempted, work, cost)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Already taken out of the running ones."""
@@ -497,9 +472,7 @@ class Engine:
         sequence.computed_tokens = 0
         sequence.scheduled_tokens = 0
         sequence.preemptions += 1
-        self.metrics.preemptions += 1
-        self.metrics.preempted_prompt_tokens += sequence.prompt_tokens
-        self.metrics.preempted_output_tokens += sequence.output_tokens
+        count_eviction(self.metrics, sequence)
         self._front_places -= 1
         sequence.place = self._front_places
         self._line.add(sequence)
@@ -567,9 +540,10 @@ class Engine:
             tokens = self._end_plain(now_s)
         else:
             tokens = self._end_mixed(now_s)
-        graphed = self._graphed(step)
         metrics.evicted_tokens = self.pool.evicted * self.pool.block_size_tokens
-        metrics.count_step(now_s, now_s - step.started_s, step.sequences, step.work.prefill_tokens > 0, graphed)
+        metrics.count_step(
+            now_s, now_s - step.started_s, step.sequences, step.work.prefill_tokens > 0, step.cost.graphed
+        )
         self._last_end_s = now_s
         return tokens
 
@@ -602,7 +576,7 @@ class Engine:
             for sequence in self._scheduled:
                 sequence.scheduled_tokens = 1
         gap_s = now_s - self._last_end_s
-        generated = steady = prompts_done = drafts = 0
+        generated = steady = prompts_done = 0
         leaving = bool(aborted)
         for sequence in aborted:
             self._leave(sequence)
@@ -619,15 +593,18 @@ class Engine:
                 continue  # more of the prompt to come
             new = 1
             if computed > known:
-                drafts += 1
-                new += self._verify(computed - known)
-                new = min(new, sequence.max_output_tokens - sequence.output_tokens)
+                accepted = accepted_tokens(self._random, computed - known, self._acceptance_ratio)
+                count_draft(metrics, computed - known, accepted)
+                new = min(1 + accepted, sequence.max_output_tokens - sequence.output_tokens)
             sequence.computed_tokens = known + new - 1
             sequence.output_tokens = output_tokens = sequence.output_tokens + new
             sequence.new_tokens = new
             generated += new
             if output_tokens == new:
-                self._first_token(sequence, now_s)
+                sequence.first_token_s = now_s
+                if sequence.keys:
+                    self._register(sequence, sequence.prompt_tokens)
+                count_first_token(metrics, sequence, now_s)
                 prompts_done += sequence.prompt_tokens
             elif sequence.last_token_s == self._last_end_s:
                 steady += 1
@@ -642,8 +619,6 @@ class Engine:
             metrics.itl_s.observe(gap_s, steady)
         if leaving:
             self.running = [s for s in self.running if not s.aborted and not s.finished]
-        metrics.drafts += drafts
-        metrics.prompt_tokens += prompts_done
         metrics.generation_tokens += generated
         metrics.iteration_tokens.observe(float(prompts_done + generated))
         # From here on every running request has one token to compute, if all of them got one now.
@@ -655,54 +630,11 @@ class Engine:
         )
         return tokens
 
-    def _verify(self, draft_tokens: int) -> int:
-        """How many of a draft's tokens are accepted; counted whether or not the request still wants them."""
-        metrics = self.metrics
-        accepted = accepted_tokens(self._random, draft_tokens, self._acceptance_ratio)
-        metrics.draft_tokens += draft_tokens
-        metrics.accepted_tokens += accepted
-        per_position = metrics.accepted_per_position
-        while len(per_position) < draft_tokens:
-            per_position.append(0)
-        for position in range(accepted):
-            per_position[position] += 1
-        return accepted
-
-    def _first_token(self, sequence: Sequence, now_s: float) -> None:
-        sequence.first_token_s = now_s
-        if sequence.keys:
-            self._register(sequence, sequence.prompt_tokens)
-        metrics = self.metrics
-        metrics.ttft_s.observe(now_s - sequence.arrival_s)
-        metrics.cached_prompt_tokens += sequence.cached_tokens
-        metrics.external_prompt_tokens += sequence.external_tokens
-        if sequence.scheduled_s is not None:
-            metrics.prompt_busy_s += now_s - sequence.scheduled_s
-
     def _finish(self, sequence: Sequence, now_s: float) -> None:
         sequence.finished = True
         self._leave(sequence)
         del self._by_id[sequence.request_id]
-        metrics = self.metrics
-        scheduled_s = now_s if sequence.scheduled_s is None else sequence.scheduled_s
-        decode_s = now_s - sequence.first_token_s
-        computed_tokens = sequence.prompt_tokens - sequence.cached_tokens - sequence.external_tokens
-        metrics.finished[sequence.finish_reason] += 1
-        metrics.longest_sequence_tokens = max(metrics.longest_sequence_tokens, sequence.known_tokens)
-        metrics.request_prompt_tokens.observe(float(sequence.prompt_tokens))
-        metrics.request_generation_tokens.observe(float(sequence.output_tokens))
-        metrics.request_max_num_generation_tokens.observe(float(sequence.max_output_tokens))
-        metrics.request_params_max_tokens.observe(float(sequence.max_output_tokens))
-        metrics.request_prefill_kv_computed_tokens.observe(float(computed_tokens))
-        metrics.request_num_preemptions.observe(float(sequence.preemptions))
-        metrics.e2e_s.observe(now_s - sequence.arrival_s)
-        metrics.queue_s.observe(scheduled_s - sequence.queued_s)
-        metrics.inference_s.observe(now_s - scheduled_s)
-        metrics.prefill_s.observe(sequence.first_token_s - scheduled_s)
-        metrics.decode_s.observe(decode_s)
-        metrics.mean_token_s.observe((now_s - scheduled_s) / sequence.output_tokens)
-        if sequence.output_tokens > 1:
-            metrics.tpot_s.observe(decode_s / (sequence.output_tokens - 1))
+        count_end(self.metrics, sequence, now_s)
 
     def _grammar_ready_s(self, now_s: float, schema: int | None) -> float | None:
         """When a request with this schema may be admitted; None: at once. A schema seen first is compiled from now."""
@@ -715,16 +647,6 @@ class Engine:
             metrics.count_grammar(grammars.compile(now_s, schema, self.params.grammar.compile_s, self._cpu))
         ready_s = grammars.ready_s(schema)
         return ready_s if ready_s > now_s else None
-
-    def _graphed(self, step: Step) -> bool:
-        if step.cost is not None:
-            return step.cost.graphed
-        params = self.params
-        return (
-            params.cuda_graphs
-            and step.work.prefill_tokens == 0
-            and step.work.sequences <= params.cudagraph_max_sequences
-        )
 
     @property
     def _leaked_blocks(self) -> int:

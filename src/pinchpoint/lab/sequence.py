@@ -127,4 +127,4 @@ class Step(msgspec.Struct, gc=False):
     tokens: int
     preempted: int
     work: StepWork
-    cost: StepCost | None = None
+    cost: StepCost
