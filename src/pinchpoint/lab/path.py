@@ -44,6 +44,10 @@ SQUEEZE_NS = 2_000_000
 """netdev_budget_usecs: packets left after so long count as squeezed."""
 
 
+CLOSED = -1
+"""Epoch of a connection that is no more."""
+
+
 class Connection:
     """One TCP connection of a client, on API process `process` of its replica."""
 
@@ -52,6 +56,7 @@ class Connection:
     def __init__(self, process: int, epoch: int) -> None:
         self.process = process
         self.epoch = epoch
+        """How often the host's processes had died when it was made; CLOSED once it is closed."""
         self.accepted = False
         self.idle_until_ns = 0
 
@@ -74,7 +79,7 @@ class HostNetwork:
         self._tracked_until_ns: deque[int] = deque()
         self._time_wait_until_ns: deque[int] = deque()
         self._rx_free_ns = self._tx_free_ns = self._softirq_free_ns = 0
-        self._softirq_ns = 0
+        self._softirq_ns = self._squeezed_until_ns = 0
         self._next_process = 0
         self._epoch = 0
         self.change(params)
@@ -120,8 +125,9 @@ class HostNetwork:
             self.softnet_drops += packets
             self.retransmits += packets
             t_ns += max(RTO_MIN_NS, queue_ns)  # it is sent again until there is room
-        if queue_ns > SQUEEZE_NS:
+        if queue_ns > SQUEEZE_NS and t_ns >= self._squeezed_until_ns:
             self.squeezed += 1
+            self._squeezed_until_ns = t_ns + SQUEEZE_NS
         cost_ns = packets * self._packet_ns
         self._softirq_free_ns = max(self._softirq_free_ns, t_ns) + cost_ns
         self._softirq_ns += cost_ns
@@ -199,11 +205,16 @@ class HostNetwork:
         self._expire(t_ns)
         if base_files + self.open_files[connection.process] >= self._host.nofile:
             self._connections -= 1
+            connection.epoch = CLOSED
             self._track(t_ns)
             return False
         connection.accepted = True
         self.open_files[connection.process] += 1
         return True
+
+    def stands(self, connection: Connection) -> bool:
+        """It has neither been closed nor lost its process."""
+        return connection.epoch == self._epoch
 
     def done(self, t_ns: int, connection: Connection, *, keep: bool) -> None:
         """Its exchange has ended: it is kept for the next one, or closed."""
@@ -230,7 +241,7 @@ class HostNetwork:
             self.open_files[connection.process] -= 1
         else:
             self.accept_queue -= 1
-            connection.epoch = -1
+        connection.epoch = CLOSED
         self._track(t_ns)
         self._time_wait_until_ns.append(t_ns + TIME_WAIT_NS)
 

@@ -176,6 +176,11 @@ class Replica:
         """It gets no more requests."""
         self.restarts = 0
         self.live: dict[Attempt, None] = {}
+        self._refusing: dict[Attempt, None] = {}
+        """Refused, and the API process has not come to say so."""
+        self._nulls: dict[int, None] = {}
+        """GETs that wait for the API process, by a number."""
+        self._null_count = 0
         self._part_of: dict[int, Attempt] = {}
         self._parts = 0
         self._loops: list[EventLoop] = []
@@ -232,10 +237,15 @@ class Replica:
         self.group = None
         self._part_of.clear()
         self.host.forget_processes(t_ns)
-        lost, self.live = list(self.live), {}
+        lost = [*self.live, *self._refusing]
+        self.live, self._refusing = {}, {}
         for attempt in lost:
             attempt.gone = True
         self.network.reset_all(t_ns)
+        for _ in self._nulls:
+            seen_ns = t_ns + self.network.one_way_ns
+            self._outside.outbox.put(ClientEvent(seen_ns, NULL_REQUEST_ID, "null", error="reset"))
+        self._nulls.clear()
         for attempt in lost:
             self._outside.broken(t_ns, attempt)
 
@@ -319,8 +329,12 @@ class Replica:
         """A GET that touches no model has arrived; its answer is an event of kind "null"."""
         self._next_loop = (self._next_loop + 1) % self.params.front.api_processes
         loop = self._loops[self._next_loop]
+        self._null_count += 1
+        number = self._null_count
+        self._nulls[number] = None
 
         def answer(began_ns: int) -> int:
+            del self._nulls[number]
             end_ns = self._work(loop, began_ns, self._null_ns, 0)
             if path not in UNCOUNTED_PATHS and self.group is not None:
                 self.group.engines[0].metrics.count_http(path, "GET", HTTP_OK)
@@ -349,7 +363,9 @@ class Replica:
         loop = self._loops[connection.process if own and connection is not None else self._turn()]
         refusal = too_many(len(self.live), self.params.in_flight_limit)
         if refusal is not None:
-            self._join(t_ns, loop, partial(self._refuse, loop, request, refusal))
+            refused = Attempt(request, self, loop, True)
+            self._refusing[refused] = None
+            self._join(t_ns, loop, partial(self._refuse, refused, refusal))
             return None
         attempt = Attempt(request, self, loop, not request.stream or request.max_output_tokens == 0)
         self.live[attempt] = None
@@ -361,20 +377,22 @@ class Replica:
         self._next_loop = (self._next_loop + 1) % self.params.front.api_processes
         return self._next_loop
 
-    def _refuse(self, loop: EventLoop, request: Request, refusal: Refusal, began_ns: int) -> int:
-        end_ns = self._work(loop, began_ns, self._null_ns, 0)
+    def _refuse(self, attempt: Attempt, refusal: Refusal, began_ns: int) -> int:
+        del self._refusing[attempt]
+        request = attempt.request
+        end_ns = self._work(attempt.loop, began_ns, self._null_ns, 0)
         if self.group is not None:
             metrics = self.group.engines[0].metrics
             metrics.rejected_requests += 1
             metrics.engine_requests += 1
             metrics.count_http(CHAT_HANDLER, "POST", refusal.status)
-        attempt = Attempt(request, self, loop, True)
         self._outside.send(request, end_ns, refusal_events(request, end_ns, refusal), HEAD_BYTES)
         self._outside.schedule(end_ns, partial(self._outside_left, attempt))
         return end_ns
 
     def _outside_left(self, attempt: Attempt, t_ns: int) -> None:
-        self._outside.left(t_ns, attempt)
+        if not attempt.request.over:
+            self._outside.left(t_ns, attempt)
 
     def _parse_later(self, t_ns: int, attempt: Attempt) -> None:
         attempt.has_thread = True
@@ -483,7 +501,11 @@ class Replica:
     def _on_tokens(self, t_ns: int, sequences: list[Sequence]) -> None:
         """A step has ended: its tokens are work for the API processes."""
         part_of = self._part_of
-        batch = [(part_of[s.request_id], s.new_tokens, s if s.finished else None) for s in sequences]
+        batch = [
+            (part_of[s.request_id], s.new_tokens, s if s.finished else None)
+            for s in sequences
+            if s.request_id in part_of
+        ]
         if len(self._loops) == 1:
             loop = self._loops[0]
             self._join(t_ns, loop, partial(self._write, loop, batch))
@@ -496,7 +518,7 @@ class Replica:
                 self._join(t_ns, loop, partial(self._write, loop, part))
         for sequence in sequences:
             if sequence.finished:
-                del part_of[sequence.request_id]
+                part_of.pop(sequence.request_id, None)
 
     def _write(self, loop: EventLoop, batch: "list[Written]", began_ns: int) -> int:
         """The API process writes the tokens of one step."""
@@ -556,8 +578,7 @@ class Replica:
         """Tokens of one request have been written at t_ns, or counted, where nothing is written before the end."""
         request = attempt.request
         if last is not None and last.failed:
-            self._drop(t_ns, attempt)
-            self._outside.schedule(t_ns, partial(self._outside_broken, attempt))
+            self._outside.schedule(t_ns, partial(self._engine_gave_up, attempt))
             return
         tokens = min(tokens, attempt.output_tokens - attempt.written_tokens)
         attempt.written_tokens += tokens
@@ -586,8 +607,9 @@ class Replica:
             if last is not None:
                 self._outside.outbox.note_end(events[-1].t_ns)
         else:
-            written = attempt.written_tokens if attempt.at_once else tokens
-            self._outside.send(request, t_ns, events, CHUNK_BYTES + written * BYTES_PER_TOKEN)
+            written = tokens if last is None else sum(event.tokens for event in events)
+            size_bytes = sum(event.kind == "chunk" for event in events) * CHUNK_BYTES + written * BYTES_PER_TOKEN
+            self._outside.send(request, t_ns, events, size_bytes)
 
     def _finish(self, t_ns: int, attempt: Attempt, last: Sequence, events: list[ClientEvent]) -> None:
         """Adds what the client sees with the last chunk."""
@@ -679,8 +701,10 @@ class Replica:
             else:
                 self._parse_later(t_ns, attempt)
 
-    def _outside_broken(self, attempt: Attempt, t_ns: int) -> None:
-        self._outside.broken(t_ns, attempt)
+    def _engine_gave_up(self, attempt: Attempt, t_ns: int) -> None:
+        if not attempt.gone:
+            self.abandon(t_ns, attempt)
+            self._outside.broken(t_ns, attempt)
 
     # Looking at it
 

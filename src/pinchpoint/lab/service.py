@@ -158,12 +158,8 @@ class VirtualService:
         self._simulate(t_ns)
         t_ns = self._now_ns
         old = self.params
-        for replica in self._replicas:
-            if replica.index >= old.front.replicas:
-                continue  # the autoscaler's
-            replica.change(t_ns, replica_params(params, replica.index))
         self._apply(params)
-        for replica in self._replicas[old.front.replicas :]:
+        for replica in self._replicas:
             replica.change(t_ns, replica_params(params, replica.index))
         self.dependency.resize(params.front.dependency_slots)
         self._rate_limit.change(params)
@@ -346,13 +342,17 @@ class VirtualService:
     def _arrive(self, request: Request, t_ns: int) -> None:
         if request.over:
             return
+        replica, connection = request.replica, request.connection
+        assert replica is not None
+        if connection is None or not replica.network.stands(connection):  # its process has died meanwhile
+            self._fail(t_ns + self._one_way_ns, t_ns, request, "reset")
+            return
         refusal = self._rate_limit.admit(t_ns)
         if refusal is not None:
             self.send(request, t_ns, refusal_events(request, t_ns, refusal), HEAD_BYTES)
             self._forget(t_ns, request)
             return
-        assert request.replica is not None
-        self._attempt(t_ns, request, request.replica)
+        self._attempt(t_ns, request, replica)
 
     def _attempt(self, t_ns: int, request: Request, replica: Replica) -> None:
         request.attempts_left -= 1
