@@ -9,65 +9,12 @@ from typing import Literal
 import msgspec
 
 from pinchpoint.errors import UsageError
-
-GIB_BYTES = 1 << 30
-MIB_BYTES = 1 << 20
-
-
-class Gpu(msgspec.Struct, frozen=True):
-    """Vendor figures. link_bytes_per_s: per direction to its peers, NVLink or else PCIe."""
-
-    name: str
-    memory_bytes: float
-    bandwidth_bytes_per_s: float
-    bf16_flops_per_s: float
-    link_bytes_per_s: float
-
-
-class ModelShape(msgspec.Struct, frozen=True):
-    """A dense decoder-only transformer with grouped-query attention, weights and KV cache in bf16.
-
-    parameters counts everything; the input embedding (vocabulary x hidden) is looked up, not streamed.
-    """
-
-    name: str
-    parameters: float
-    layers: int
-    hidden: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    vocabulary: int
-    context_tokens: int
-
-    @property
-    def embedding_parameters(self) -> int:
-        return self.vocabulary * self.hidden
-
-    @property
-    def kv_bytes_per_token(self) -> int:
-        """K and V, every layer."""
-        return 2 * self.layers * self.kv_heads * self.head_dim * BF16_BYTES
-
-
-BF16_BYTES = 2
-
-# Vendor data sheets: dense bf16 rate, no sparsity; NVLink figures are half of the bidirectional sum.
-GPUS = {
-    "A100": Gpu("A100", 80 * GIB_BYTES, 2.039e12, 312e12, 300e9),
-    "H100": Gpu("H100", 81_559 * MIB_BYTES, 3.35e12, 989e12, 450e9),
-    "L40S": Gpu("L40S", 46_068 * MIB_BYTES, 0.864e12, 362e12, 32e9),
-}
-
-# Published config.json of each model; context is what the servers below offer, not the model's longest.
-MODELS = {
-    "llama-3-8b": ModelShape("llama-3-8b", 8.03e9, 32, 4096, 32, 8, 128, 128_256, 8192),
-    "qwen2.5-7b": ModelShape("qwen2.5-7b", 7.62e9, 28, 3584, 28, 4, 128, 152_064, 8192),
-    "llama-3-70b": ModelShape("llama-3-70b", 70.6e9, 80, 8192, 64, 8, 128, 128_256, 8192),
-}
+from pinchpoint.lab.hardware import GIB_BYTES, GPUS, Gpu
+from pinchpoint.lab.shapes import MODELS, ModelShape
 
 NON_KV_BYTES = 3.5e9
-"""Activations, CUDA context and graphs per GPU. Published vLLM token counts on H100 imply 3.0 to 3.6 GB."""
+"""Activations, CUDA context and graphs per GPU. Published vLLM token counts on H100 imply 3.0 to 3.6 GB, on RTX 6000
+Ada 1.7 to 3.0, on RTX 4090 with 2048 batched tokens 1.2."""
 
 
 class Speculation(msgspec.Struct, frozen=True, kw_only=True):
@@ -211,6 +158,8 @@ class Accelerator(msgspec.Struct, frozen=True, kw_only=True):
     ambient_c: float = 28.0
     link_ratio: float = 1.0
     """Bandwidth between the GPUs of one engine over the healthy one."""
+    peer_links: bool = True
+    """False: GPUs with NVLink or HCCS exchange their results over PCIe all the same."""
     pcie_ratio: float = 1.0
     neighbour_share_ratio: float = 0.0
     """Share of the GPU's time that another process takes, in slices."""
@@ -277,6 +226,8 @@ class LabParams(msgspec.Struct, frozen=True, kw_only=True):
     max_num_batched_tokens: int = 2048
     block_size_tokens: int = 16
     gpu_memory_utilization_ratio: float = 0.9
+    non_kv_bytes: float = NON_KV_BYTES
+    """Per GPU."""
     kv_blocks: int | None = None
     """None: what is left of GPU memory."""
     admission: Literal["optimistic", "reserve_full"] = "optimistic"
@@ -284,6 +235,8 @@ class LabParams(msgspec.Struct, frozen=True, kw_only=True):
     taken at admission, so nothing is ever preempted."""
     scheduling: Literal["fcfs", "priority"] = "fcfs"
     chunked_prefill: bool = True
+    mixed_batches: bool = True
+    """False: prompts have steps of their own, before anything is decoded (SGLang unless told otherwise)."""
     long_prefill_token_threshold: int = 0
     """0: no limit on the tokens of one prompt in one step."""
     prefix_caching: bool = True
@@ -398,17 +351,28 @@ class LabParams(msgspec.Struct, frozen=True, kw_only=True):
         """
         if self.kv_blocks is not None:
             return self.kv_blocks
-        shape = self.model_shape
+        gpus = self.tensor_parallel * self.pipeline_parallel
         usable_bytes = self.gpu_memory_utilization_ratio * self.gpu_spec.memory_bytes
-        weight_bytes = shape.parameters * BF16_BYTES / self.tensor_parallel
-        left_bytes = usable_bytes - weight_bytes - NON_KV_BYTES
-        block_bytes = shape.kv_bytes_per_token * self.block_size_tokens / self.tensor_parallel
+        weight_bytes = self.model_shape.weights_bytes(self.weight_precision) / gpus
+        left_bytes = usable_bytes - weight_bytes - self.non_kv_bytes
+        block_bytes = self.kv_block_bytes
         if left_bytes < block_bytes:
             raise UsageError(
-                f"{self.model} does not fit on {self.tensor_parallel} x {self.gpu}: "
+                f"{self.model} does not fit on {gpus} x {self.gpu}: "
                 f"weights need {weight_bytes / 1e9:.0f} GB per GPU; raise tensor_parallel"
             )
         return int(left_bytes // block_bytes)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        """Of the whole model, at kv_precision."""
+        return self.model_shape.kv_bytes_per_token(self.kv_precision)
+
+    @property
+    def kv_block_bytes(self) -> float:
+        """One block's share on one GPU. Tensor parallelism cuts the cache between key-value heads, no further."""
+        shards = min(self.tensor_parallel, self.model_shape.kv_shards) * self.pipeline_parallel
+        return self.kv_bytes_per_token * self.block_size_tokens / shards
 
     def max_model_len_tokens(self) -> int:
         """Longest prompt plus output: one request must always fit into the KV pool, or it could never finish."""
@@ -418,6 +382,8 @@ class LabParams(msgspec.Struct, frozen=True, kw_only=True):
         """Raises UsageError for values no service could have."""
         positive = {
             "tensor_parallel": self.tensor_parallel,
+            "pipeline_parallel": self.pipeline_parallel,
+            "data_parallel": self.data_parallel,
             "max_num_seqs": self.max_num_seqs,
             "max_num_batched_tokens": self.max_num_batched_tokens,
             "block_size_tokens": self.block_size_tokens,
@@ -428,7 +394,14 @@ class LabParams(msgspec.Struct, frozen=True, kw_only=True):
             "rate_limit_burst_requests": self.rate_limit_burst_requests,
             "in_flight_limit": 1 if self.in_flight_limit is None else self.in_flight_limit,
             "kv_blocks": self.num_kv_blocks(),
+            "lora.max_loras": self.lora.max_loras,
+            "grammar.schemas": self.grammar.schemas,
         }
+        if self.speculation is not None:
+            positive["speculation.num_speculative_tokens"] = self.speculation.num_speculative_tokens
+        if self.disaggregation is not None:
+            positive["disaggregation.prefill_engines"] = self.disaggregation.prefill_engines
+            positive["disaggregation.transfer_bytes_per_s"] = self.disaggregation.transfer_bytes_per_s
         for name, value in positive.items():
             if value <= 0:
                 raise UsageError(f"lab parameter {name} is {value}; it must be greater than 0")

@@ -33,8 +33,8 @@ class StepWork(msgspec.Struct):
 class StepCost(msgspec.Struct, gc=False):
     """Seconds of one step by where they go, noise not included. total_s is what the engine waits.
 
-    The GPU is busy for gemm_s + attention_s + small_s + communication_s + sampling_s + encoder_s + copy_s; in idle_s it
-    waits for the host inside a step (launches) or between steps (scheduling).
+    The GPU is busy for gemm_s + attention_s + small_s + communication_s + sampling_s + encoder_s + copy_s (busy_s);
+    the rest of total_s it waits for the host (host_s, launch_s, compile_s) or for another process (neighbour_s).
     """
 
     total_s: float
@@ -59,3 +59,36 @@ class StepCost(msgspec.Struct, gc=False):
     pcie_bytes: float
     graphed: bool
     """Replayed as a captured graph."""
+    neighbour_s: float = 0.0
+    """In which another process had the GPU."""
+    occupied_ratio: float = 1.0
+    """Share of the pipeline's stages that work at a time; 1 without pipeline parallelism."""
+
+    @property
+    def busy_s(self) -> float:
+        """Kernels of this engine run somewhere in the pipeline."""
+        return (
+            self.gemm_s
+            + self.attention_s
+            + self.small_s
+            + self.communication_s
+            + self.sampling_s
+            + self.encoder_s
+            + self.copy_s
+        )
+
+
+class AcceleratorState(msgspec.Struct, frozen=True, gc=False):
+    """What slows an engine's GPUs now, each as a share of the healthy; of the slowest of them."""
+
+    clock_ratio: float = 1.0
+    """Core clock over the highest."""
+    memory_clock_ratio: float = 1.0
+    link_ratio: float = 1.0
+    """Bandwidth to the other GPUs."""
+    pcie_ratio: float = 1.0
+    available_ratio: float = 1.0
+    """Share of the time that no other process takes."""
+
+
+HEALTHY_STATE = AcceleratorState()

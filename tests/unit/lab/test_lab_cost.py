@@ -68,7 +68,7 @@ def test_weight_reads_are_flat_in_batch_and_cache_reads_are_not() -> None:
 def test_more_work_never_takes_less_time(tokens: int, more: int, kv_tokens: int, efficiency: float) -> None:
     cost = CostModel(LabParams(compute_efficiency_ratio=efficiency))
     base = cost.step_s(StepWork(tokens=tokens, sequences=1, kv_tokens=kv_tokens))
-    assert cost.step_s(StepWork(tokens=tokens + more, sequences=1, kv_tokens=kv_tokens)) > base
+    assert cost.step_s(StepWork(tokens=tokens + more, sequences=1, kv_tokens=kv_tokens)) >= base
     assert cost.step_s(StepWork(tokens=tokens, sequences=1, kv_tokens=kv_tokens + more)) > base
 
 
