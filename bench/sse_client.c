@@ -1,6 +1,6 @@
 /* The reference client: the work that a streaming client in C cannot do without, and no more.
  *
- *   sse_client PORT STREAMS REQUESTS_PER_STREAM MAX_TOKENS
+ *   sse_client PORT STREAMS REQUESTS_PER_STREAM MAX_TOKENS [MODEL]
  *
  * A closed loop over kept connections: one epoll, recvmsg with the kernel's arrival stamp, one stamp kept for every
  * chunk that carries a token, the end of the answer told from its last chunk. Prints one JSON line; `cpu_s` is of the
@@ -59,14 +59,14 @@ static size_t request_len;
 static int64_t *stamps_ns;
 static long token_count, read_count;
 
-static void make_request(int port, long max_tokens) {
+static void make_request(int port, long max_tokens, const char *model) {
     char prompt[PROMPT_BYTES + 1], body[1024];
     for (int i = 0; i < PROMPT_BYTES; i++) prompt[i] = " the"[i % 4];
     prompt[PROMPT_BYTES] = 0;
     int n = snprintf(body, sizeof body,
-                     "{\"model\":\"m\",\"stream\":true,\"stream_options\":{\"include_usage\":true},\"max_tokens\":%ld,"
+                     "{\"model\":\"%s\",\"stream\":true,\"stream_options\":{\"include_usage\":true},\"max_tokens\":%ld,"
                      "\"messages\":[{\"role\":\"user\",\"content\":\"%s\"}]}",
-                     max_tokens, prompt);
+                     model, max_tokens, prompt);
     request_len = snprintf(request, sizeof request,
                            "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Type: application/json"
                            "\r\nContent-Length: %d\r\n\r\n%s",
@@ -99,8 +99,8 @@ static int take(stream *s, char *data, size_t len, int64_t arrival_ns) {
 }
 
 int main(int argc, char **argv) {
-    if (argc != 5) {
-        fprintf(stderr, "usage: sse_client PORT STREAMS REQUESTS_PER_STREAM MAX_TOKENS\n");
+    if (argc != 5 && argc != 6) {
+        fprintf(stderr, "usage: sse_client PORT STREAMS REQUESTS_PER_STREAM MAX_TOKENS [MODEL]\n");
         return 2;
     }
     int port = atoi(argv[1]), streams = atoi(argv[2]);
@@ -109,7 +109,7 @@ int main(int argc, char **argv) {
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
-    make_request(port, max_tokens);
+    make_request(port, max_tokens, argc == 6 ? argv[5] : "m");
     stamps_ns = malloc(sizeof *stamps_ns * (streams * requests * (max_tokens + 1)));
     stream *all = calloc(streams, sizeof *all);
     if (!stamps_ns || !all) fail("memory");

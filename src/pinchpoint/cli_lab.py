@@ -15,25 +15,80 @@ lab_app = App(name="lab", help="A simulated LLM service with known bottlenecks, 
 @lab_app.command
 def serve(
     *,
-    fault: Annotated[str, Parameter(help="Name from `pinchpoint lab faults`, none, or random.")] = "none",
+    fault: Annotated[
+        str, Parameter(help="Name from `pinchpoint lab faults`, several joined by +, none, or random.")
+    ] = "none",
+    severity: Annotated[str, Parameter(help="mild, moderate or severe.")] = "moderate",
+    onset: Annotated[str, Parameter(help="Time after the start at which the fault sets in.")] = "0s",
+    gpu: Annotated[str, Parameter(help="Name of a GPU that the lab knows.")] = "A100",
+    model: Annotated[str, Parameter(help="Name of a model that the lab knows.")] = "llama-3-8b",
+    dialect: Annotated[str, Parameter(help="Which engine to look like: vllm, sglang, tgi or llama.cpp.")] = "vllm",
+    set_: Annotated[
+        tuple[str, ...],
+        Parameter(
+            name="--set",
+            negative="",
+            help="KEY=VALUE for any parameter of the healthy service, such as max_num_seqs=64.",
+        ),
+    ] = (),
     port: Annotated[int, Parameter(help="0 takes a free port.")] = 8000,
+    dcgm_port: Annotated[int | None, Parameter(help="Serve a GPU exporter's page here; 0 takes a free port.")] = None,
+    npu_port: Annotated[int | None, Parameter(help="Serve an Ascend exporter's page here.")] = None,
+    node_port: Annotated[int | None, Parameter(help="Serve a node exporter's page here.")] = None,
+    profile_dir: Annotated[
+        Path | None, Parameter(help="Take /start_profile and /stop_profile, and write traces into this directory.")
+    ] = None,
     host: str = "127.0.0.1",
     seed: int = 0,
     truth_file: Annotated[Path | None, Parameter(help="Write here, as JSON, what is really wrong.")] = None,
     as_json: Json = False,
 ) -> int:
     """Run the simulated service over HTTP until Ctrl-C."""
-    from pinchpoint.lab.server import run_server
+    import msgspec
 
-    def ready(bound_port: int) -> None:
-        url = f"http://{host}:{bound_port}"
+    from pinchpoint.lab.params import LabParams
+    from pinchpoint.lab.scenario import choose_scenario
+    from pinchpoint.lab.server import Ports, Serving, run_server
+    from pinchpoint.lab.settings import parse_settings
+    from pinchpoint.units import parse_duration_s
+
+    settings = {**parse_settings([f"gpu={gpu}", f"model={model}", f"dialect={dialect}"]), **parse_settings(set_)}
+    scenario = choose_scenario(
+        fault,
+        severity,  # pyright: ignore[reportArgumentType]
+        parse_duration_s(onset) if onset not in ("0", "0s") else 0.0,
+        LabParams().changed(settings),
+        seed,
+    )
+    serving = Serving(
+        host=host,
+        port=port,
+        dcgm_port=dcgm_port,
+        npu_port=npu_port,
+        node_port=node_port,
+        profile_dir=profile_dir,
+    )
+
+    def ready(ports: Ports) -> None:
+        urls = {
+            name: f"http://{host}:{bound}" for name, bound in msgspec.to_builtins(ports).items() if bound is not None
+        }
+        url = urls.pop("port")
+        exporters = {f"{name.removesuffix('_port')}_url": f"{found}/metrics" for name, found in urls.items()}
         if as_json:
-            print_json({"schema": "pinchpoint.lab-serve/1", "url": url})
+            print_json({"schema": "pinchpoint.lab-serve/1", "url": url, **exporters})
         else:
             sys.stdout.write(f"the lab serves at {url} (Ctrl-C ends it)\n")
+            for name, found in exporters.items():
+                sys.stdout.write(f"{name.removesuffix('_url')} metrics at {found}\n")
         sys.stdout.flush()
 
-    run_server(fault, seed=seed, host=host, port=port, truth_file=truth_file, ready=ready)
+    lateness = run_server(scenario, serving, truth_file=truth_file, ready=ready)
+    if lateness.p99_s is not None and lateness.max_s is not None:
+        sys.stderr.write(
+            f"the lab wrote {lateness.events} events, late by {lateness.p99_s * 1e3:.2f} ms (p99), "
+            f"{lateness.max_s * 1e3:.2f} ms at most\n"
+        )
     return EXIT_OK
 
 

@@ -25,6 +25,13 @@ _VOCABULARY = (
 # fmt: on
 _WORDS = tuple(f" {word}" for word in _VOCABULARY)
 _WORD_BYTES = tuple(word.encode() for word in _WORDS)
+_LONGEST_WORD_BYTES = max(map(len, _WORD_BYTES))
+_CHAT_SUFFIX = b'"},"logprobs":null,"finish_reason":null}]}\n\n'
+_TEXT_SUFFIX = b'","logprobs":null,"finish_reason":null}]}\n\n'
+_CHAT_TAILS, _TEXT_TAILS = (
+    tuple((len(word), word + suffix + b"\r\n") for word in _WORD_BYTES) for suffix in (_CHAT_SUFFIX, _TEXT_SUFFIX)
+)
+"""Length of each word, and how a framed event ends from it on."""
 
 EMBEDDING_DIMENSIONS = 1024
 """Usual for models that embed texts. The numbers are the same for every text: nobody reads them."""
@@ -32,17 +39,25 @@ _VECTOR = [round(random.Random(0).uniform(-1, 1), 6) for _ in range(EMBEDDING_DI
 
 
 class Answer(Protocol):
-    """Bytes of one generated answer, event by event."""
+    """Bytes of one generated answer, event by event. n: tokens that share an event, from the one with this index."""
 
-    def first(self, last: bool) -> list[bytes]:
-        """Events that go out with the first token; last: it is the last one, too."""
+    def first(self, last: bool, n: int = 1) -> list[bytes]:
+        """Events that go out with the first tokens; last: they are the last ones, too."""
         ...
 
-    def token(self, index: int) -> bytes:
-        """Event for the token with this index, neither the first nor the last."""
+    def token(self, index: int, n: int = 1) -> bytes:
+        """Event for tokens of which none is the first or the last."""
         ...
 
-    def last(self, index: int) -> bytes: ...
+    def framed(self, index: int) -> bytes:
+        """The event for one token as an HTTP chunk: what the server sends most, so made in the fewest steps."""
+        ...
+
+    def last(self, index: int, n: int = 1) -> bytes: ...
+
+    def words(self, output_tokens: int) -> list[str]:
+        """The tokens of the answer, without blanks."""
+        ...
 
     def trailer(self, output_tokens: int) -> list[bytes]:
         """Events behind the last token."""
@@ -67,12 +82,17 @@ class _Text:
     def __init__(self, request_id: int) -> None:
         self._first_word = request_id
 
-    def word(self, index: int) -> bytes:
-        word = _WORD_BYTES[(self._first_word + index) % len(_WORD_BYTES)]
-        return word if index else word[1:]
+    def word(self, index: int, n: int = 1) -> bytes:
+        """n words; the first one of an answer has no blank before it."""
+        at = (self._first_word + index) % len(_WORD_BYTES)
+        found = _WORD_BYTES[at] if n == 1 else b"".join(_WORD_BYTES[(at + i) % len(_WORD_BYTES)] for i in range(n))
+        return found if index else found[1:]
 
     def text(self, output_tokens: int) -> str:
-        return b"".join(self.word(index) for index in range(output_tokens)).decode()
+        return self.word(0, output_tokens).decode() if output_tokens else ""
+
+    def words(self, output_tokens: int) -> list[str]:
+        return [_VOCABULARY[(self._first_word + i) % len(_VOCABULARY)] for i in range(output_tokens)]
 
 
 class _Completions(_Text):
@@ -91,25 +111,33 @@ class _Completions(_Text):
         field = '"delta":{"content":"' if chat else '"text":"'
         self._prefix = f'{self._event_head},"choices":[{{"index":0,{field}'.encode()
         close = '"}' if chat else '"'
-        self._suffix = f'{close},"logprobs":null,"finish_reason":null}}]}}\n\n'.encode()
+        self._suffix = _CHAT_SUFFIX if chat else _TEXT_SUFFIX
+        self._tails = _CHAT_TAILS if chat else _TEXT_TAILS
+        length = len(self._prefix) + len(self._suffix)
+        self._heads = tuple(b"%x\r\n%b" % (length + word, self._prefix) for word in range(_LONGEST_WORD_BYTES + 1))
+        """Beginning of a framed event by the length of its word."""
         self._last_suffix = (
             f'{close},"logprobs":null,"finish_reason":"{generation.finish_reason}","stop_reason":null}}]}}\n\n'
         ).encode()
 
-    def token(self, index: int) -> bytes:
-        return self._prefix + _WORD_BYTES[(self._first_word + index) % len(_WORD_BYTES)] + self._suffix
+    def token(self, index: int, n: int = 1) -> bytes:
+        return self._prefix + self.word(index, n) + self._suffix
 
-    def first(self, last: bool) -> list[bytes]:
+    def framed(self, index: int) -> bytes:
+        length, tail = self._tails[(self._first_word + index) % len(_WORD_BYTES)]
+        return self._heads[length] + tail
+
+    def first(self, last: bool, n: int = 1) -> list[bytes]:
         """For chat, an event with only the role comes before it."""
         events = []
         if self._chat:
             delta = '"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null'
             events.append(f'{self._event_head},"choices":[{{"index":0,{delta}}}]}}\n\n'.encode())
-        events.append(self._prefix + self.word(0) + (self._last_suffix if last else self._suffix))
+        events.append(self._prefix + self.word(0, n) + (self._last_suffix if last else self._suffix))
         return events
 
-    def last(self, index: int) -> bytes:
-        return self._prefix + self.word(index) + self._last_suffix
+    def last(self, index: int, n: int = 1) -> bytes:
+        return self._prefix + self.word(index, n) + self._last_suffix
 
     def trailer(self, output_tokens: int) -> list[bytes]:
         """Usage, when it was asked for, and the end mark."""
@@ -151,14 +179,16 @@ class _Responses(_Text):
         ).encode()
         self._numbers_before = 4
         """Events before the first token."""
+        self._deltas = 0
 
-    def _delta(self, index: int) -> bytes:
-        return b'%s%d,"delta":"%s"}\n\n' % (self._prefix, self._numbers_before + index, self.word(index))
+    def token(self, index: int, n: int = 1) -> bytes:
+        self._deltas += 1
+        return b'%s%d,"delta":"%s"}\n\n' % (self._prefix, self._numbers_before + self._deltas - 1, self.word(index, n))
 
-    def token(self, index: int) -> bytes:
-        return self._delta(index)
+    def framed(self, index: int) -> bytes:
+        return _framed(self.token(index))
 
-    def first(self, last: bool) -> list[bytes]:
+    def first(self, last: bool, n: int = 1) -> list[bytes]:
         begun = {"response": self._response("in_progress", None)}
         item = {"output_index": 0, "item": self._item("in_progress", None)}
         return [
@@ -166,15 +196,15 @@ class _Responses(_Text):
             _event("response.in_progress", 1, begun),
             _event("response.output_item.added", 2, item),
             _event("response.content_part.added", 3, {**self._place, "part": _part("")}),
-            self._delta(0),
+            self.token(0, n),
         ]
 
-    def last(self, index: int) -> bytes:
-        return self._delta(index)
+    def last(self, index: int, n: int = 1) -> bytes:
+        return self.token(index, n)
 
     def trailer(self, output_tokens: int) -> list[bytes]:
         text = self.text(output_tokens)
-        number = self._numbers_before + output_tokens
+        number = self._numbers_before + self._deltas
         status = self._status
         item = {"output_index": 0, "item": self._item(status, text)}
         return [
@@ -231,23 +261,23 @@ class _Messages(_Text):
         ).encode()
         self._stop_reason = "max_tokens" if generation.finish_reason == "length" else "end_turn"
 
-    def _delta(self, index: int) -> bytes:
-        return self._prefix + self.word(index) + b'"}}\n\n'
+    def token(self, index: int, n: int = 1) -> bytes:
+        return self._prefix + self.word(index, n) + b'"}}\n\n'
 
-    def token(self, index: int) -> bytes:
-        return self._delta(index)
+    def framed(self, index: int) -> bytes:
+        return _framed(self.token(index))
 
-    def first(self, last: bool) -> list[bytes]:
+    def first(self, last: bool, n: int = 1) -> list[bytes]:
         message = self._message(None, [], 0)
         return [
             _event("message_start", None, {"message": message}),
             _event("content_block_start", None, {"index": 0, "content_block": {"type": "text", "text": ""}}),
             _event("ping", None, {}),
-            self._delta(0),
+            self.token(0, n),
         ]
 
-    def last(self, index: int) -> bytes:
-        return self._delta(index)
+    def last(self, index: int, n: int = 1) -> bytes:
+        return self.token(index, n)
 
     def trailer(self, output_tokens: int) -> list[bytes]:
         delta = {"stop_reason": self._stop_reason, "stop_sequence": None}
@@ -272,6 +302,10 @@ class _Messages(_Text):
             "stop_sequence": None,
             "usage": {"input_tokens": self._generation.prompt_tokens, "output_tokens": output_tokens},
         }
+
+
+def _framed(event: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(event), event)
 
 
 def _event(kind: str, number: int | None, members: Mapping[str, object]) -> bytes:

@@ -6,12 +6,13 @@ OpenAI's chat, completions, responses and embeddings, Anthropic's messages, rera
 
 import math
 import random
+import zlib
 from typing import Any, Literal, TypeVar
 
 import msgspec
 
 from pinchpoint.lab.params import LabParams
-from pinchpoint.lab.tokens import Talk, strings, strings_of_talk, tokens_of_talk, words
+from pinchpoint.lab.tokens import Talk, strings, strings_of_talk, tokens_of_image, tokens_of_talk, words, words_of_talk
 
 NATURAL_OUTPUT_TOKENS = 200
 NATURAL_OUTPUT_SIGMA = 0.6
@@ -53,7 +54,11 @@ class ApiError(Exception):
 
 class Generation(msgspec.Struct, frozen=True):
     """A text to generate. finish_reason: length when the client's limit ends it, stop when it ends by itself.
-    include_usage: counts at the end of a stream of chat or completions; the other APIs always tell them."""
+    include_usage: counts at the end of a stream of chat or completions; the other APIs always tell them.
+
+    prompt: the tokens themselves, where the service shares what they have in common; else empty. image_tokens: of
+    prompt_tokens. session and schema: a number for equal ones.
+    """
 
     dialect: Dialect
     prompt_tokens: int
@@ -61,6 +66,12 @@ class Generation(msgspec.Struct, frozen=True):
     finish_reason: str
     stream: bool
     include_usage: bool
+    prompt: list[str] = []
+    image_tokens: int = 0
+    session: int | None = None
+    adapter: int | None = None
+    schema: int | None = None
+    priority: int = 0
 
 
 class Ranking(msgspec.Struct, frozen=True):
@@ -95,6 +106,12 @@ class _StreamOptions(msgspec.Struct):
     include_usage: bool = False
 
 
+class _Text(msgspec.Struct):
+    """Of the responses API: the form that the answer's text must have."""
+
+    format: dict[str, Any] | None = None
+
+
 class _Body(msgspec.Struct):
     """Of all generating APIs; each looks at its own members."""
 
@@ -114,6 +131,14 @@ class _Body(msgspec.Struct):
     ignore_eos: bool | None = False
     n: int | None = 1
     return_token_strs: bool | None = False
+    priority: int | None = 0
+    user: str | None = None
+    session_id: str | None = None
+    prompt_cache_key: str | None = None
+    response_format: dict[str, Any] | None = None
+    structured_outputs: dict[str, Any] | None = None
+    guided_json: Any = None
+    text: _Text | None = None
 
 
 class _RankingBody(msgspec.Struct):
@@ -134,29 +159,47 @@ class Api:
     def __init__(self, params: LabParams, seed: int) -> None:
         self.model = params.model
         self.max_model_len_tokens = params.max_model_len_tokens()
+        self.adapters = adapter_names(params)
+        self._shares = params.prefix_caching
         self._random = random.Random(seed)
         self._decoder = msgspec.json.Decoder(_Body)
         self._ranking_decoder = msgspec.json.Decoder(_RankingBody)
 
-    def generation(self, raw: bytes, dialect: Dialect) -> Generation:
-        """Raises ApiError 400 for a body that cannot be served, 404 for an unknown model."""
+    def generation(self, raw: bytes, dialect: Dialect, session: str | None = None) -> Generation:
+        """session: as a header names it. Raises ApiError 400 for a body that cannot be served, 404 for an unknown
+        model."""
         body = _decode(self._decoder, raw)
-        self._check_model(body.model)
+        adapter = self._adapter(body.model)
         if body.n not in (None, 1):
             raise ApiError(BAD_REQUEST, f"n is {body.n}; this server makes one answer per request")
         if body.stream_options is not None and not body.stream:
             raise ApiError(BAD_REQUEST, "stream_options is only allowed with stream=true")
-        prompt_tokens = _prompt_tokens(body, dialect)
+        talk = None if dialect == "completions" else _talk(body, dialect)
+        prompt_tokens = _plain_tokens(body) if talk is None else tokens_of_talk(talk)
         asked = _asked_tokens(body, dialect)
         self._check_lengths(prompt_tokens, asked, body.min_tokens)
         output_tokens, reason = self._output(asked, self.max_model_len_tokens - prompt_tokens, body)
         include_usage = body.stream_options is not None and body.stream_options.include_usage
-        return Generation(dialect, prompt_tokens, output_tokens, reason, bool(body.stream), include_usage)
+        prompt = (_plain_words(body) if talk is None else words_of_talk(talk)) if self._shares else []
+        return Generation(
+            dialect,
+            prompt_tokens,
+            output_tokens,
+            reason,
+            bool(body.stream),
+            include_usage,
+            prompt,
+            0 if talk is None else sum(map(tokens_of_image, talk.images)),
+            _number_of(session or body.session_id or body.prompt_cache_key or body.user),
+            adapter,
+            _schema(body),
+            body.priority or 0,
+        )
 
     def ranking(self, raw: bytes, kind: RankingKind) -> Ranking:
         """Raises ApiError as above."""
         body = _decode(self._ranking_decoder, raw)
-        self._check_model(body.model)
+        self._adapter(body.model)
         ranking = _embeddings(body) if kind == "embeddings" else _pairs(body, kind)
         if len(ranking.prompt_tokens) > INPUTS_MAX:
             raise ApiError(BAD_REQUEST, f"{len(ranking.prompt_tokens)} texts in one request; {INPUTS_MAX} are allowed")
@@ -167,7 +210,7 @@ class Api:
     def tokenize(self, raw: bytes) -> bytes:
         """Body of POST /tokenize: the count, and token ids that are positions in the text; their texts, if asked."""
         body = _decode(self._decoder, raw)
-        self._check_model(body.model or self.model)
+        self._adapter(body.model or self.model)
         if body.messages is not None:
             talk = _talk(body, "chat")
             count = tokens_of_talk(talk)
@@ -180,24 +223,16 @@ class Api:
         answer = {"count": count, "max_model_len": self.max_model_len_tokens, "tokens": list(range(count))}
         return msgspec.json.encode({**answer, "token_strs": texts} if body.return_token_strs else answer)
 
-    def models(self, created_s: int) -> bytes:
-        card = {
-            "id": self.model,
-            "object": "model",
-            "created": created_s,
-            "owned_by": "pinchpoint-lab",
-            "root": self.model,
-            "parent": None,
-            "max_model_len": self.max_model_len_tokens,
-        }
-        return msgspec.json.encode({"object": "list", "data": [card]})
-
-    def _check_model(self, model: str | None) -> None:
+    def _adapter(self, model: str | None) -> int | None:
+        """Of the model that is asked for; None: the base model."""
+        if model == self.model:
+            return None
         if model is None:
             raise ApiError(BAD_REQUEST, f"field 'model' is missing; this server has {self.model!r}")
-        if model != self.model:
+        if model not in self.adapters:
             message = f"the model {model!r} does not exist; this server has {self.model!r}"
             raise ApiError(NOT_FOUND, message, "NotFoundError")
+        return self.adapters.index(model)
 
     def _check_lengths(self, prompt_tokens: int, asked: int | None, least: int | None) -> None:
         if asked is not None and asked < 1:
@@ -223,6 +258,11 @@ class Api:
         return (natural, "stop") if natural < room_tokens and not body.ignore_eos else (room_tokens, "length")
 
 
+def adapter_names(params: LabParams) -> list[str]:
+    """Models that are adapters of the base model, in the order of their numbers."""
+    return [f"{params.model}-lora-{index}" for index in range(params.lora.adapters)]
+
+
 def _decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
     try:
         return decoder.decode(raw)
@@ -240,21 +280,44 @@ def _asked_tokens(body: _Body, dialect: Dialect) -> int | None:
     return body.max_completion_tokens if body.max_completion_tokens is not None else body.max_tokens
 
 
-def _prompt_tokens(body: _Body, dialect: Dialect) -> int:
-    if dialect != "completions":
-        return tokens_of_talk(_talk(body, dialect))
+def _plain_prompt(body: _Body) -> str | list[int]:
     prompt = body.prompt
     if prompt is None:
         raise ApiError(BAD_REQUEST, "field 'prompt' is missing; send a string, or a list of token ids")
     if isinstance(prompt, str):
-        return max(1, words(prompt))
+        return prompt
     if not prompt:
         raise ApiError(BAD_REQUEST, "field 'prompt' is an empty list")
     if len(prompt) == 1 and isinstance(prompt[0], str):
-        return max(1, words(prompt[0]))
-    if any(isinstance(item, str) for item in prompt):
+        return prompt[0]
+    ids = [item for item in prompt if isinstance(item, int)]
+    if len(ids) != len(prompt):
         raise ApiError(BAD_REQUEST, "several prompts in one request are not supported; send one request for each")
-    return len(prompt)
+    return ids
+
+
+def _plain_tokens(body: _Body) -> int:
+    prompt = _plain_prompt(body)
+    return max(1, words(prompt)) if isinstance(prompt, str) else len(prompt)
+
+
+def _plain_words(body: _Body) -> list[str]:
+    prompt = _plain_prompt(body)
+    return prompt.split() if isinstance(prompt, str) else list(map(str, prompt))
+
+
+def _schema(body: _Body) -> int | None:
+    """A number for the form that the answer must have: equal for equal forms. None: it is free."""
+    wanted = body.response_format or (body.text.format if body.text is not None else None)
+    if isinstance(wanted, dict) and wanted.get("type") not in (None, "text"):
+        form = wanted.get("json_schema") or wanted.get("schema") or wanted.get("type")
+    else:
+        form = body.guided_json or body.structured_outputs
+    return zlib.crc32(msgspec.json.encode(form, order="sorted")) if form else None
+
+
+def _number_of(name: str | None) -> int | None:
+    return None if name is None else zlib.crc32(name.encode())
 
 
 def _talk(body: _Body, dialect: Dialect) -> Talk:

@@ -6,9 +6,12 @@ pipelined ones wait. An application answers with `reply`, or it sends `stream_he
 """
 
 import asyncio
+import os
+import socket
+import struct
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import httptools
 
@@ -23,8 +26,10 @@ REASONS = {
     405: "Method Not Allowed",
     413: "Payload Too Large",
     429: "Too Many Requests",
+    500: "Internal Server Error",
     503: "Service Unavailable",
 }
+SESSION_HEADER = b"x-session-id"
 
 STREAM_HEAD = (
     b"HTTP/1.1 200 OK\r\nserver: pinchpoint-lab\r\ncontent-type: text/event-stream; charset=utf-8\r\n"
@@ -35,14 +40,18 @@ _HEX = tuple(f"{size:x}\r\n".encode() for size in range(_HEX_BYTES))
 
 
 class Request:
-    __slots__ = ("body", "keep_alive", "method", "path", "version")
+    __slots__ = ("body", "keep_alive", "method", "path", "session", "version")
 
-    def __init__(self, method: str, path: str, version: str, keep_alive: bool, body: bytes) -> None:
+    def __init__(
+        self, method: str, path: str, version: str, keep_alive: bool, body: bytes, session: str | None = None
+    ) -> None:
         self.method = method
         self.path = path
         self.version = version
         self.keep_alive = keep_alive
         self.body = body
+        self.session = session
+        """What the header x-session-id says."""
 
 
 class Application(Protocol):
@@ -67,18 +76,22 @@ class Connection(asyncio.Protocol):
         self._queue: deque[Request] = deque()
         self._current: Request | None = None
         self._chunked = False
+        self._fd = -1
+        self._session: str | None = None
         self.state: Any = None
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but its type
+        self._fd = transport.get_extra_info("socket").fileno()
         self._parser = httptools.HttpRequestParser(self)
         self._application.on_opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._transport = None
+        self._parser = None  # it refers to this object
+        self._fd = -1
         self._queue.clear()
         self._application.on_closed(self)
 
@@ -95,6 +108,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         self._url = b""
         self._expect_continue = False
+        self._session = None
         self._body = []
         self._body_bytes = 0
 
@@ -102,8 +116,11 @@ class Connection(asyncio.Protocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if name.lower() == b"expect" and value.lower() == b"100-continue":
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
             self._expect_continue = True
+        elif name == SESSION_HEADER:
+            self._session = value.decode("latin-1")
 
     def on_headers_complete(self) -> None:
         if self._expect_continue:
@@ -124,7 +141,7 @@ class Connection(asyncio.Protocol):
         version = parser.get_http_version()
         keep_alive = parser.should_keep_alive() and version != "1.0"
         method = parser.get_method().decode("latin-1")
-        request = Request(method, path, version, keep_alive, b"".join(self._body))
+        request = Request(method, path, version, keep_alive, b"".join(self._body), self._session)
         if self._current is not None:
             if len(self._queue) >= MAX_PIPELINED_REQUESTS:
                 self.close()
@@ -172,9 +189,29 @@ class Connection(asyncio.Protocol):
         return b"0\r\n\r\n" if self._chunked else b""
 
     def send(self, data: bytes) -> None:
-        """Nothing happens when the client has gone."""
-        if self._transport is not None:
-            self._transport.write(data)
+        """Nothing happens when the client has gone.
+
+        Written at once: an event loop's own write may wait for the loop's next turn, and one turn can be long here.
+        """
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        if transport.get_write_buffer_size() == 0:
+            try:
+                sent = os.write(self._fd, data)
+            except BlockingIOError:
+                sent = 0
+            except OSError:  # the client has gone; the loop is about to say so
+                return
+            if sent == len(data):
+                return
+            data = data[sent:]
+        transport.write(data)
+
+    @property
+    def chunked(self) -> bool:
+        """Whether events of the stream are framed as HTTP chunks."""
+        return self._chunked
 
     def finish(self) -> None:
         """The streamed answer is complete."""
@@ -183,6 +220,15 @@ class Connection(asyncio.Protocol):
     def close(self) -> None:
         if self._transport is not None:
             self._transport.close()
+
+    def reset(self) -> None:
+        """Ends the connection at once, in the middle of whatever was being sent, with a TCP reset where the system
+        allows."""
+        if self._transport is not None:
+            linger = struct.pack("ii", 1, 0)  # on, 0 s
+            with socket.socket(fileno=os.dup(self._fd)) as same:  # uvloop's own has no setsockopt
+                same.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+            self._transport.abort()
 
     # Inside
 

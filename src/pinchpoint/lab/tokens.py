@@ -73,15 +73,49 @@ def strings(text: str) -> list[str]:
 
 
 def strings_of_talk(talk: Talk) -> list[str]:
-    """The tokens of a conversation: the template's between the messages, those of functions and images at its end."""
-    found: list[str] = []
-    for index, text in enumerate(talk.texts):
-        found += [TEMPLATE_TOKEN] * (MESSAGE_TOKENS if index else CHAT_TEMPLATE_TOKENS) + strings(text)
+    """The tokens of a conversation: marks of the template, functions, texts with marks between them, images, and the
+    marks behind which the answer comes.
+
+    Followed by the words of the answer they are the beginning of the conversation's next turn, as in real templates,
+    so what was computed for one turn can be used by the next.
+    """
+    found = [TEMPLATE_TOKEN] * (CHAT_TEMPLATE_TOKENS - MESSAGE_TOKENS)
     for tool in talk.tools:
         found += strings(_tool_text(tool))
-    for image in talk.images:
-        found += [IMAGE_TOKEN] * tokens_of_image(image)
+    for text in talk.texts:
+        found += strings(text) + [TEMPLATE_TOKEN] * MESSAGE_TOKENS
+    if talk.images:
+        del found[-MESSAGE_TOKENS:]
+        for image in talk.images:
+            found += [IMAGE_TOKEN] * tokens_of_image(image)
+        found += [TEMPLATE_TOKEN] * MESSAGE_TOKENS
     return found
+
+
+def block_keys(tokens: list[str], block_size_tokens: int) -> list[int]:
+    """Identity of each full block: equal when it and all tokens before it are equal. Blanks around a word and between
+    words do not count."""
+    keys: list[int] = []
+    key = 0
+    for end in range(block_size_tokens, len(tokens) + 1, block_size_tokens):
+        key = hash((key, *tokens[end - block_size_tokens : end]))
+        keys.append(key)
+    return keys
+
+
+def words_of_talk(talk: Talk) -> list[str]:
+    """As strings_of_talk, without blanks, and each image under its own name: what two requests may have in common."""
+    found = [TEMPLATE_TOKEN] * (CHAT_TEMPLATE_TOKENS - MESSAGE_TOKENS)
+    for tool in talk.tools:
+        found += _tool_text(tool).split()
+    marks = [TEMPLATE_TOKEN] * MESSAGE_TOKENS
+    for index, text in enumerate(talk.texts):
+        if index:
+            found += marks
+        found += text.split()
+    for image in talk.images:
+        found += [f"{IMAGE_TOKEN}{hash(image)}"] * tokens_of_image(image)
+    return found + marks
 
 
 def _tool_text(tool: dict[str, Any]) -> str:

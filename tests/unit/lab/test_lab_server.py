@@ -20,16 +20,19 @@ import pinchpoint
 from pinchpoint.errors import UsageError
 from pinchpoint.lab.api import Api
 from pinchpoint.lab.params import LabParams
-from pinchpoint.lab.server import serve
+from pinchpoint.lab.scenario import Scenario
+from pinchpoint.lab.server import Ports, Serving, serve
 
 CHAT = {"model": "llama-3-8b", "messages": [{"role": "user", "content": "one two three"}], "max_tokens": 4}
 FAST = LabParams(gpu="H100")
+ANY_PORT = Serving(port=0)
 
 
 class Lab:
-    def __init__(self, base: str, port: int, session: aiohttp.ClientSession) -> None:
+    def __init__(self, base: str, ports: Ports, session: aiohttp.ClientSession) -> None:
         self.base = base
-        self.port = port
+        self.ports = ports
+        self.port = ports.port
         self.session = session
 
     async def post(self, path: str, body: Any) -> tuple[int, Any, Any]:
@@ -56,22 +59,26 @@ class Lab:
 
 
 @asynccontextmanager
-async def running(params: LabParams) -> AsyncIterator[Lab]:
-    ready: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-    task = asyncio.create_task(serve(params, 1, "127.0.0.1", 0, ready.set_result))
+async def running(params: LabParams | Scenario, serving: Serving = ANY_PORT) -> AsyncIterator[Lab]:
+    ready: asyncio.Future[Ports] = asyncio.get_running_loop().create_future()
+    task = asyncio.create_task(serve(params, serving, ready.set_result))
     await asyncio.wait({task, ready}, return_when=asyncio.FIRST_COMPLETED)
-    port = ready.result() if ready.done() else await task
+    if not ready.done():
+        await task
+    port = ready.result().port
     async with aiohttp.ClientSession() as session:
         try:
-            yield Lab(f"http://127.0.0.1:{port}", port, session)
+            yield Lab(f"http://127.0.0.1:{port}", ready.result(), session)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
 
 
-def against(params: LabParams, scenario: Callable[[Lab], Awaitable[None]]) -> None:
+def against(
+    params: LabParams | Scenario, scenario: Callable[[Lab], Awaitable[None]], serving: Serving = ANY_PORT
+) -> None:
     async def main() -> None:
-        async with running(params) as lab:
+        async with running(params, serving) as lab:
             await asyncio.wait_for(scenario(lab), 20)
 
     asyncio.run(main())
@@ -288,7 +295,7 @@ def test_a_taken_port_is_an_error_that_names_it() -> None:
     async def main() -> None:
         async with running(FAST) as lab:
             with pytest.raises(UsageError, match=f"127.0.0.1:{lab.port}"):
-                await serve(FAST, 1, "127.0.0.1", lab.port)
+                await serve(FAST, Serving(port=lab.port))
 
     asyncio.run(main())
 
@@ -296,8 +303,10 @@ def test_a_taken_port_is_an_error_that_names_it() -> None:
 PROGRAM = """
 import sys
 from pathlib import Path
-from pinchpoint.lab.server import run_server
-run_server("random", seed=3, port=0, truth_file=Path(sys.argv[1]), ready=lambda port: print(port, flush=True))
+from pinchpoint.lab.scenario import choose_scenario
+from pinchpoint.lab.server import Serving, run_server
+scenario = choose_scenario("random", seed=3)
+run_server(scenario, Serving(port=0), truth_file=Path(sys.argv[1]), ready=lambda ports: print(ports.port, flush=True))
 """
 
 
