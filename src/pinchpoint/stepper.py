@@ -27,6 +27,7 @@ LEAD_S = 0.25
 DEAD_FAILURES = 20
 """So many transport failures with nothing else between them: the service is gone."""
 LOST_FAILURES = 3
+PROGRESS_PERIOD_S = 0.25
 PROGRESS_WINDOW_S = 5.0
 CANCEL_PATIENCE_S = 5.0
 """Withdrawn requests are confirmed within a tenth of a second; a load process that takes longer is in trouble."""
@@ -78,6 +79,7 @@ class Stepper:
         self._begun_ns = driver.now_ns()
         self._current: StepState | None = None
         self._ended: deque[tuple[int, Outcome]] = deque(maxlen=20_000)
+        self._shown_ns = -NS_PER_S
         self._completed = self._failed = 0
         self._failures_in_a_row = 0
         self._tokens: dict[int, int] = {}
@@ -197,7 +199,9 @@ class Stepper:
                 state.unissued[update.worker] = update.unissued
             state.backlog.append(((update.t_ns - state.t0_ns) / NS_PER_S, len(state.pending)))
             self._token_history.append((update.t_ns, sum(self._tokens.values())))
-        if updates:
+        now_ns = self._driver.now_ns()
+        if updates and now_ns - self._shown_ns >= PROGRESS_PERIOD_S * NS_PER_S:
+            self._shown_ns = now_ns
             self._observer.on_progress(self._progress(len(state.pending)))
         return bool(updates)
 
