@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter
 
-from pinchpoint.cli_output import OUTPUT, Json, Slos, print_json, print_verdict
-from pinchpoint.errors import EXIT_OK, UsageError
+from pinchpoint.cli_output import OUTPUT, Json, Slos, complain, print_json, print_verdict
+from pinchpoint.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
 
 lab_app = App(name="lab", help="A simulated LLM service with known bottlenecks, to try and to test Pinchpoint on.")
 
@@ -84,7 +84,7 @@ def serve(
         sys.stdout.flush()
 
     lateness = run_server(scenario, serving, truth_file=truth_file, ready=ready)
-    if lateness.p99_s is not None and lateness.max_s is not None:
+    if not as_json and lateness.p99_s is not None and lateness.max_s is not None:
         sys.stderr.write(
             f"the lab wrote {lateness.events} events, late by {lateness.p99_s * 1e3:.2f} ms (p99), "
             f"{lateness.max_s * 1e3:.2f} ms at most\n"
@@ -209,6 +209,68 @@ def faults(
         console.print(impact_table(impacts))
         none = sum(not one.has_impact for one in impacts)
         console.print(f"\n{len(impacts) - none} of {len(impacts)} have an impact: more than 10 % and 3 sigma")
+    return EXIT_OK
+
+
+@lab_app.command
+def bench(
+    *,
+    out: Annotated[Path, Parameter(group=OUTPUT, help="Directory of the data set; one that was interrupted goes on.")],
+    size: Annotated[str, Parameter(help="small or full.")] = "small",
+    seed: int = 1,
+    workers: Annotated[int | None, Parameter(help="Processes; default: one per core.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Make a labelled data set in virtual time: faults, healthy and overloaded services, telemetry in all states."""
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from pinchpoint.labbench import SIZES, make_bench
+    from pinchpoint.labbench.readme import summary
+
+    if size not in SIZES:
+        raise UsageError(f"there is no size {size!r}; choose one of {', '.join(SIZES)}")
+    bar = Progress(
+        TextColumn("runs"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    with bar:
+        task = bar.add_task("runs")
+        made = make_bench(
+            out,
+            SIZES[size],
+            seed,
+            workers=workers,
+            on_made=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if not made.complete:
+        complain(f"interrupted with {len(made.labels)} runs made; the same command goes on from there")
+        return EXIT_INTERRUPTED
+    if as_json:
+        told = {key: value for key, value in made.manifest.items() if key != "scenarios"}
+        print_json({**told, "path": str(out), "runs": len(made.labels), "bytes": made.bytes, "took_s": made.took_s})
+        return EXIT_OK
+    console = Console()
+    for table in summary(made.manifest, made.labels):
+        console.print(table)
+    console.print(
+        f"{len(made.labels)} runs, {made.bytes / 1e6:.0f} MB, {made.took_s:.0f} s; "
+        f"SHA-256 of everything {made.manifest['sha256']}",
+        highlight=False,
+    )
+    console.print(f"{out / 'README.md'} says what is what; labels are in {out / 'labels.jsonl'}", highlight=False)
     return EXIT_OK
 
 

@@ -11,6 +11,7 @@ import hashlib
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from multiprocessing import get_context
@@ -38,12 +39,15 @@ OnMade = Callable[[int, int], None]
 
 
 class Bench(msgspec.Struct, frozen=True):
-    """A data set on disk. labels: by id. complete: False when it was interrupted; the same call goes on."""
+    """A data set on disk. labels: by id. complete: False when it was interrupted; the same call goes on. bytes: of its
+    runs. took_s: of this call."""
 
     path: Path
     manifest: dict[str, Any]
     labels: dict[str, dict[str, Any]]
     complete: bool
+    bytes: int
+    took_s: float
 
 
 def make_bench(
@@ -53,6 +57,7 @@ def make_bench(
 
     Ctrl-C (KeyboardInterrupt) ends it orderly. Raises UsageError for a directory that holds something else.
     """
+    begun_s = time.monotonic()
     cases = cases_of(size, seed)
     held = held_out(seed)
     begun = {"schema": SCHEMA, "pinchpoint_version": __version__, "size": msgspec.to_builtins(size), "seed": seed}
@@ -65,7 +70,8 @@ def make_bench(
     manifest = {**begun, "status": "running"}
     if complete:
         manifest = _seal(out, begun, cases, labels, held)
-    return Bench(out, manifest, labels, complete)
+    size_bytes = sum(path.stat().st_size for path in (out / RUNS).glob("*/*") if path.is_file())
+    return Bench(out, manifest, labels, complete, size_bytes, time.monotonic() - begun_s)
 
 
 def _resumed(out: Path, begun: dict[str, Any], known: set[str]) -> dict[str, dict[str, Any]]:
