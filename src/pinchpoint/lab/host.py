@@ -69,7 +69,7 @@ class Process:
 
     def cpu_ns(self, t_ns: int) -> float:
         """Used by t_ns; the piece under way counts by its share."""
-        if t_ns >= self.busy_until_ns:
+        if t_ns >= self.busy_until_ns or self.busy_until_ns == self._from_ns:
             return self._cpu_ns
         ahead = (self.busy_until_ns - max(t_ns, self._from_ns)) / (self.busy_until_ns - self._from_ns)
         return self._cpu_ns - self._piece_ns * ahead

@@ -278,12 +278,13 @@ class LossyStream:
 
     __slots__ = ("_behind", "_held", "_last_ns", "release_ns")
 
-    def __init__(self) -> None:
+    def __init__(self, floor_ns: int) -> None:
+        """floor_ns: nothing is seen earlier."""
         self.release_ns: int | None = None
         """When the repeated packet arrives; None: nothing is missing."""
         self._held: list[tuple[int, list[ClientEvent]]] = []
         self._behind = 0
-        self._last_ns = 0
+        self._last_ns = floor_ns
 
     def send(
         self, left_ns: int, packets: int, events: list[ClientEvent], network: HostNetwork

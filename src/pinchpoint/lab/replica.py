@@ -57,6 +57,7 @@ class Request:
         "prompt_tokens",
         "replica",
         "request_id",
+        "seen_ns",
         "stream",
         "way_back",
     )
@@ -79,6 +80,8 @@ class Request:
         self.held: list[ClientEvent] = []
         """Chunks that the proxy collects."""
         self.way_back: LossyStream | None = None
+        self.seen_ns = 0
+        """Latest instant at which its client sees what was sent on the long way; nothing later may overtake it."""
         self.over = False
         """Nothing more will be done for it."""
 
@@ -216,8 +219,8 @@ class Replica:
         self._engine_processes = [
             Process(f"engine-{i}", t_ns, ENGINE_RSS_BYTES, spins=True) for i in range(engine_count(self.params))
         ]
-        self._tokenizers = Servers(max(1, self.params.front.tokenizer_threads))
-        self._tokenizer_process = Process("tokenizer", t_ns, 0.0)
+        self._tokenizers: list[Process] = []
+        self._tokenizer_line: Limiter[Attempt] = Limiter(0)
         self._fit_loops(t_ns)
         self._list_processes()
         seed = hash((self._seed, self.index, self.restarts))
@@ -258,8 +261,8 @@ class Replica:
         self.host.change(t_ns, params)
         if self.up:
             self._fit_loops(t_ns)
-            self._tokenizers.resize(max(1, params.front.tokenizer_threads))
             self._list_processes()
+            self._admit_tokenizers(t_ns)
         for attempt in self.live:
             attempt.direct = attempt.direct and self._direct
         for index, threads in enumerate(self._threads):
@@ -292,12 +295,14 @@ class Replica:
             if len(self._lanes) <= index:
                 self._lanes.append(self._outside.outbox.lane())
                 self._last_lane_ns.append(0)
+        threads = self.params.front.tokenizer_threads
+        while len(self._tokenizers) < threads:
+            self._tokenizers.append(Process(f"tokenizer-{len(self._tokenizers)}", t_ns, 0.0))
+        self._tokenizer_line.size = threads or None  # without any, those still in line go on at once
 
     def _list_processes(self) -> None:
         processes = [loop.process for loop in self._loops]
-        if self.params.front.tokenizer_threads:
-            processes.append(self._tokenizer_process)
-        self.host.processes = [*processes, *self._engine_processes]
+        self.host.processes = [*processes, *self._tokenizers, *self._engine_processes]
 
     def _engine_cpu(self, now_s: float, cpu_s: float) -> float:
         """CPU time of an engine's process, on its host."""
@@ -438,14 +443,30 @@ class Replica:
         if not self.params.front.tokenizer_threads:
             self._tokenized(attempt, t_ns)
             return
-        cpu_ns = round(self._tokenize_ns * self._text_tokens(attempt.request))
-        end_ns = self._tokenizers.serve(t_ns, partial(self._tokenize_on, cpu_ns))
-        self._outside.schedule(end_ns, partial(self._tokenized, attempt))
+        if self._tokenizer_line.enter(attempt):
+            self._tokenize_on_thread(t_ns, attempt)
 
-    def _tokenize_on(self, cpu_ns: int, began_ns: int) -> int:
-        end_ns = self.host.elapse(began_ns, cpu_ns)
-        self._tokenizer_process.account(began_ns, end_ns, cpu_ns)
-        return end_ns
+    def _tokenize_on_thread(self, t_ns: int, attempt: Attempt) -> None:
+        process = min(self._tokenizers, key=_busy_until)
+        cpu_ns = round(self._tokenize_ns * self._text_tokens(attempt.request))
+        end_ns = self.host.elapse(t_ns, cpu_ns)
+        process.account(t_ns, end_ns, cpu_ns)
+        self._outside.schedule(end_ns, partial(self._thread_tokenized, attempt, self.restarts))
+
+    def _thread_tokenized(self, attempt: Attempt, restarts: int, t_ns: int) -> None:
+        if restarts != self.restarts:  # its process is gone
+            return
+        self._tokenizer_line.leave()
+        self._admit_tokenizers(t_ns)
+        self._tokenized(attempt, t_ns)
+
+    def _admit_tokenizers(self, t_ns: int) -> None:
+        line = self._tokenizer_line
+        while (attempt := line.admit()) is not None:
+            if attempt.gone:
+                line.leave()
+            else:
+                self._tokenize_on_thread(t_ns, attempt)
 
     def _tokenized(self, attempt: Attempt, t_ns: int) -> None:
         if attempt.gone:
@@ -588,7 +609,7 @@ class Replica:
                 if not request.headers_sent:
                     request.headers_sent = True
                     events.append(self._headers(t_ns, request))
-                attempt.direct = self._direct
+                attempt.direct = self._direct and request.seen_ns <= t_ns + self.network.one_way_ns
             attempt.answered = True
             events.append(ClientEvent(t_ns, request.request_id, "chunk", None, tokens))
         if last is not None:

@@ -420,10 +420,13 @@ class VirtualService:
             return
         network = replica.network
         packets = packets_of(size_bytes)
+        floor_ns = request.seen_ns
+        if request.attempt is not None:
+            floor_ns = max(floor_ns, request.attempt.replica.floor_ns(request.attempt))
         left_ns = network.passes(t_ns, size_bytes, packets, outward=True)
         if self.params.path.loss_ratio or request.way_back is not None:
             if request.way_back is None:
-                request.way_back = LossyStream()
+                request.way_back = LossyStream(floor_ns)
             stream = request.way_back
             before_ns = stream.release_ns
             seen = stream.send(left_ns, packets, events, network)
@@ -433,8 +436,9 @@ class VirtualService:
                 return
         else:
             seen = events
+            request.seen_ns = max(floor_ns, left_ns + network.one_way_ns)
             for event in seen:
-                event.t_ns = left_ns + network.one_way_ns
+                event.t_ns = request.seen_ns
         self._show(seen)
 
     def _release(self, stream: LossyStream, t_ns: int) -> None:

@@ -99,7 +99,7 @@ def check_nothing_left(service: VirtualService) -> None:
     assert service.next_ns() is None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(asks=ASKS, cuts=st.lists(st.integers(0, 1500), max_size=10), kind=st.sampled_from(KINDS))
 def test_each_request_ends_once_and_the_way_time_is_cut_changes_nothing(asks: list, cuts: list, kind: dict) -> None:
     params = LabParams().changed(kind)
@@ -121,7 +121,7 @@ def test_each_request_ends_once_and_the_way_time_is_cut_changes_nothing(asks: li
     check_all_ended(VirtualService(params, 3), asks, events, params.application.output_factor)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(asks=ASKS, kind=st.sampled_from(KINDS))
 def test_nothing_happens_before_the_next_instant_and_waiting_for_ends_misses_nothing(asks: list, kind: dict) -> None:
     params = LabParams().changed(kind)
@@ -144,7 +144,7 @@ def test_nothing_happens_before_the_next_instant_and_waiting_for_ends_misses_not
     assert to_ends == expected
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(asks=ASKS, first=st.sampled_from(KINDS[:16]), then=st.sampled_from(KINDS[:16]), onset_ms=st.integers(0, 800))
 def test_a_change_under_load_loses_no_request(asks: list, first: dict, then: dict, onset_ms: int) -> None:
     service = VirtualService(LabParams().changed(first), seed=5)
