@@ -23,6 +23,11 @@ STAGE_RATIOS = (0.6, 1.0, 1.4)
 """Loads of the three stages over the case's own."""
 STAGE_REQUESTS_MIN = 25
 STAGE_MAX_S = 60.0
+STAGE_REQUESTS_MAX = 250
+STAGE_MIN_S = 10.0
+"""Fast services get shorter stages, for what they show takes requests and not time; never shorter than this."""
+SHORT_S = 60.0
+"""Faults that need longer to show are given their time."""
 BLOCKS_PER_STAGE = 3
 BLOCKS_MIN = 3
 BUDGET_S = 90.0
@@ -48,8 +53,10 @@ def plan_of(case: Case, scenario: Scenario) -> Plan:
         "budget_s": BUDGET_S,
     }
     rate_rps = load_rps(scenario.before, build_plan(values), case.load_ratio)
-    wanted_s = max(case.duration_s / len(STAGE_RATIOS), STAGE_REQUESTS_MIN / rate_rps)
-    stage_s = round(max(case.duration_s / len(STAGE_RATIOS), min(wanted_s, STAGE_MAX_S)), 1)
+    stage_s = case.duration_s / len(STAGE_RATIOS)
+    if case.duration_s <= SHORT_S and not case.onset_s:
+        stage_s = min(stage_s, max(STAGE_MIN_S, STAGE_REQUESTS_MAX / rate_rps))
+    stage_s = round(max(stage_s, min(STAGE_REQUESTS_MIN / rate_rps, STAGE_MAX_S)), 1)
     stages = [
         {"kind": "open", "rate_rps": float(f"{ratio * rate_rps:.{DIGITS}g}"), "duration_s": stage_s}
         for ratio in STAGE_RATIOS

@@ -60,7 +60,7 @@ def make_bench(
     begun_s = time.monotonic()
     cases = cases_of(size, seed)
     held = held_out(seed)
-    begun = {"schema": SCHEMA, "pinchpoint_version": __version__, "size": msgspec.to_builtins(size), "seed": seed}
+    begun = {"schema": SCHEMA, "pinchpoint_version": __version__, "size": _plain(size), "seed": seed}
     labels = _resumed(out, begun, {case.id for case in cases})
     left = [case for case in cases if case.id not in labels]
     on_made(len(labels), len(cases))
@@ -89,8 +89,9 @@ def _resumed(out: Path, begun: dict[str, Any], known: set[str]) -> dict[str, dic
         raise UsageError(f"{out} holds something that is no data set of the lab; give another --out") from None
     told = {key: manifest.get(key) for key in begun}
     if told != begun:
+        size, version = (manifest.get("size") or {}).get("name"), manifest.get("pinchpoint_version")
         raise UsageError(
-            f"{out} holds a data set of another size, seed or version ({told['size']}, seed {told['seed']}); "
+            f"{out} holds another data set (size {size}, seed {manifest.get('seed')}, of Pinchpoint {version}); "
             "give another --out"
         )
     for scratch in (out / RUNS).glob(f"{MAKING}*"):
@@ -134,6 +135,11 @@ def _make(
             for future in running:
                 future.cancel()
             return False
+
+
+def _plain(size: Size) -> dict[str, Any]:
+    """As it comes back from JSON."""
+    return msgspec.json.decode(msgspec.json.encode(size))
 
 
 def _ignore_interrupts() -> None:

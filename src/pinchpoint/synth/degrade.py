@@ -56,6 +56,11 @@ class Degrader:
         """Whether there is such a source at all."""
         return source not in self._missing
 
+    @property
+    def blind(self) -> bool:
+        """Whether nothing of the service's side is seen."""
+        return self._missing >= _MISSING["client-only"]
+
     def loses(self) -> bool:
         """Whether this scrape fails."""
         return "scrape-loss" in self._names and self._random.random() < LOSS_RATIO

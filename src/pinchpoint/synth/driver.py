@@ -414,7 +414,8 @@ class VirtualDriver:
     def _scrape(self) -> None:
         now_ns = self._next_scrape_ns
         self._next_scrape_ns += ENGINE_PERIOD_NS
-        self._telemetry.take(now_ns, self._service.state(now_ns))
+        if not self._telemetry.blind:
+            self._telemetry.take(now_ns, self._service.state(now_ns))
         self._service.null_request(now_ns)
 
     def _read_client(self) -> None:

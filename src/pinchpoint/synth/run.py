@@ -7,9 +7,12 @@ by the parsers of real ones. The name of the fault is not in the directory.
 from collections.abc import Iterable
 from pathlib import Path
 
+import msgspec
+
 from pinchpoint.lab.params import LabParams
 from pinchpoint.lab.scenario import Scenario, choose_scenario
 from pinchpoint.lab.service import VirtualService
+from pinchpoint.launch import PAIRING
 from pinchpoint.model import Progress
 from pinchpoint.plan import Plan
 from pinchpoint.recorder import Recorder, new_manifest
@@ -20,7 +23,7 @@ from pinchpoint.synth.degrade import Degrader
 from pinchpoint.synth.driver import VirtualDriver
 from pinchpoint.synth.facts import EPOCH_WALL, facts_of
 from pinchpoint.synth.telemetry import Telemetry
-from pinchpoint.workload.classes import resolve, slos_of, workload_title
+from pinchpoint.workload.classes import Traffic, resolve, slos_of, workload_title
 from pinchpoint.workload.schedule import Scheduler, check_stages
 from pinchpoint.workload.trace import forest
 
@@ -43,7 +46,7 @@ def run_virtual(
     degrader = Degrader(degrade, plan.seed)
     begins = scenario.at_start()
     service = VirtualService(begins, plan.seed)
-    traffic = resolve(plan, begins.max_model_len_tokens())
+    traffic = _paired(plan, resolve(plan, begins.max_model_len_tokens()))
     slos = slos_of(plan, traffic)
     manifest = new_manifest(
         plan, facts_of(plan, begins, degrader), out.name, t0_ns=0, started_wall=EPOCH_WALL, virtual=True
@@ -74,6 +77,12 @@ def run_virtual(
         manifest.host = {}  # it says who writes, which is over; the service's host was never this one
         writer.seal(status, reason)
     return out
+
+
+def _paired(plan: Plan, traffic: Traffic) -> Traffic:
+    """Classes whose API reads the message once with each document know it, as in a live run."""
+    classes = (msgspec.structs.replace(one, paired=(one.api or plan.api) in PAIRING) for one in traffic.classes)
+    return msgspec.structs.replace(traffic, classes=tuple(classes))
 
 
 def _ignore(progress: Progress) -> None:

@@ -42,6 +42,11 @@ class Telemetry:
         self._labels: dict[tuple[str, int], str] = {}
         self._next_exporters_ns = 0
 
+    @property
+    def blind(self) -> bool:
+        """Whether there is nobody who would read the service's state."""
+        return self._degrader.blind
+
     def change(self, params: LabParams) -> None:
         self._params = params
 
