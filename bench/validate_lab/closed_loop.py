@@ -23,14 +23,18 @@ STEADY_ROUNDS = 1.5
 BURST_ROUNDS = 10
 """Requests per user when all users begin at once and every request counts, as benchmark scripts do it: the first round
 queues, and its times to first token are in the published mean."""
+IN_STEP_ROUNDS = 2
+"""Enough where every round is like the first."""
 
 
 class Loop(msgspec.Struct, frozen=True):
-    """A closed loop: so many users, lengths in tokens."""
+    """A closed loop: so many users, lengths in tokens. in_step: all begin at once and all lengths are equal; an engine
+    that computes prompts apart then keeps them together for ever."""
 
     concurrency: int
     prompt_tokens: int
     output_tokens: int
+    in_step: bool = False
 
 
 class Outcome(msgspec.Struct, frozen=True):
@@ -65,6 +69,9 @@ def tpot_estimate_s(params: LabParams, loop: Loop) -> float:
 
     decode_s = step(0)
     per_step = users * chunks / output
+    if not params.mixed_batches:
+        # In step, the first of them waits for the prompts of all, the last for none.
+        return decode_s + per_step * step_s(prompt=chunk, of=prompt) * (0.5 if loop.in_step else 1.0)
     if per_step >= 1:
         return step(per_step)
     return decode_s + per_step * (step(1) - decode_s)
@@ -72,7 +79,7 @@ def tpot_estimate_s(params: LabParams, loop: Loop) -> float:
 
 class StepSeconds(Protocol):
     def __call__(self, *, prompt: float = 0.0, of: float = 0.0, decoding: int = 0, held: float = 0.0) -> float:
-        """prompt: tokens of prompts, each prompt `of` tokens long. decoding: sequences, with `held` KV tokens in all."""
+        """prompt: tokens of prompts, each `of` tokens long. decoding: sequences, with `held` KV tokens in all."""
         ...
 
 
@@ -103,7 +110,8 @@ def ttft_estimate_s(params: LabParams, loop: Loop) -> float:
     users, prompt = loop.concurrency, loop.prompt_tokens
     held = (users - 1) * (prompt + loop.output_tokens / 2)
     chunks = -(-prompt // params.max_num_batched_tokens)
-    prompt_s = chunks * step_s(prompt=prompt / chunks, of=prompt, decoding=users - 1, held=held)
+    beside = {"decoding": users - 1, "held": held} if params.mixed_batches else {}
+    prompt_s = chunks * step_s(prompt=prompt / chunks, of=prompt, **beside)
     decode_s = step_s(decoding=users, held=held)
     return params.path.rtt_s + decode_s / 2 + prompt_s * (1 + (users - 1) / 2 / BURST_ROUNDS)
 
@@ -114,7 +122,7 @@ def run_loop(params: LabParams, loop: Loop, *, burst: bool = False, seed: int = 
 
     burst: all users begin at once and all requests count; else the loop is steady from the start.
     """
-    users = _Users(loop, burst, seed)
+    users = _Users(loop, burst or loop.in_step, seed)
     engine = Engine(params.changed({"step_noise_ratio": 0.0}), seed)
     rtt_s = params.path.rtt_s
     coming = [(0.0, users.first(user)) for user in range(loop.concurrency)]
@@ -154,7 +162,8 @@ class _Users:
         self._ids = 0
         self._uncounted = 0 if burst else loop.concurrency
         self.counted: list[tuple[float, float]] = []
-        self.left = loop.concurrency * BURST_ROUNDS if burst else max(1, round(loop.concurrency * STEADY_ROUNDS))
+        rounds = IN_STEP_ROUNDS if loop.in_step else BURST_ROUNDS
+        self.left = loop.concurrency * rounds if burst else max(1, round(loop.concurrency * STEADY_ROUNDS))
 
     @property
     def counting(self) -> bool:
@@ -179,4 +188,6 @@ class _Users:
             self.left -= 1
 
     def _draw(self, tokens: int) -> int:
+        if self._loop.in_step:
+            return tokens
         return max(1, round(tokens * self._random.uniform(1 - LENGTH_SPREAD_RATIO, 1 + LENGTH_SPREAD_RATIO)))

@@ -1,7 +1,7 @@
 """Finds the constants of a deployment: a few measured points in, a handful of LabParams fields out."""
 
 import random
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 import msgspec
@@ -48,10 +48,17 @@ class Observation(msgspec.Struct):
     measured: float
 
 
-def fit(observations: Sequence[Observation], fields: Iterable[str] = STEP_FIELDS) -> dict[str, float]:
-    """The values of `fields` under which predictions are nearest to measurements, by relative error."""
-    names = list(fields)
-    start, low, high = (np.log([START[name][i] for name in names]) for i in range(3))
+def fit(
+    observations: Sequence[Observation],
+    fields: Iterable[str] = STEP_FIELDS,
+    starts: Mapping[str, tuple[float, float, float]] | None = None,
+) -> dict[str, float]:
+    """The values of `fields` under which predictions are nearest to measurements, by relative error.
+
+    starts: other starts and bounds, whose fields are then the ones to fit.
+    """
+    names = list(starts or fields)
+    start, low, high = (np.log([(starts or START)[name][i] for name in names]) for i in range(3))
 
     def residuals(logs: np.ndarray) -> np.ndarray:
         values = dict(zip(names, map(float, np.exp(logs)), strict=True))

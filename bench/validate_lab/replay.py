@@ -44,20 +44,23 @@ class State(msgspec.Struct):
 
 
 class Replay(msgspec.Struct):
-    """first_preemption: when, and which share of the pool was taken in the step before; None: there was none."""
+    """first_preemption: when, and which share of the pool was taken in the step before; None: there was none.
+    in_engine_s: requests running and waiting by the engine's own count at each step, summed over time."""
 
     answers: list[Answer]
     states: list[State]
     end_s: float
     preemptions: int
     first_preemption: tuple[float, float] | None
+    in_engine_s: float
+    kv_used_ratio_at_end: float
 
 
 def replay(params: LabParams, arrivals: Sequence[Arrival], every_s: float = 1.0) -> Replay:
     """All answers, in the order in which they ended."""
     engine = Engine(params.changed({"step_noise_ratio": 0.0}), 0)
     coming = sorted(arrivals, key=lambda arrival: arrival.t_s)
-    now_s = used_before = 0.0
+    now_s = used_before = in_engine_s = 0.0
     next_state_s, generated, index = every_s, 0, 0
     answers: list[Answer] = []
     states: list[State] = []
@@ -77,6 +80,7 @@ def replay(params: LabParams, arrivals: Sequence[Arrival], every_s: float = 1.0)
                     block_keys=one.block_keys,
                 ),
             )
+            in_engine_s += now_s - one.t_s  # a request that comes during a step is in the line at once
             index += 1
         step = engine.start_step(now_s)
         if step is None:
@@ -84,6 +88,7 @@ def replay(params: LabParams, arrivals: Sequence[Arrival], every_s: float = 1.0)
         if step.preempted and first_preemption is None:
             first_preemption = (now_s, used_before)
         used_before = engine.pool.used_ratio
+        in_engine_s += (len(engine.running) + len(engine.waiting)) * step.duration_s
         now_s += step.duration_s
         for sequence in engine.end_step(now_s):
             generated += sequence.new_tokens
@@ -102,7 +107,9 @@ def replay(params: LabParams, arrivals: Sequence[Arrival], every_s: float = 1.0)
             states.append(State(now_s, len(engine.running), len(engine.waiting), used_before, generated))
             generated = 0
             next_state_s += every_s * ((now_s - next_state_s) // every_s + 1)
-    return Replay(answers, states, now_s, engine.metrics.preemptions, first_preemption)
+    return Replay(
+        answers, states, now_s, engine.metrics.preemptions, first_preemption, in_engine_s, engine.pool.used_ratio
+    )
 
 
 def batch_latency_s(params: LabParams, batch: int, prompt_tokens: int, output_tokens: int) -> float:

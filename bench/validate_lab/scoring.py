@@ -10,7 +10,7 @@ from .fitting import OUTSIDE_FIELD, Observation, fit, tuning_points
 from .groups import GROUPS, Case, Group
 
 TUNING_POINTS = 16
-TUNING_FIRST_TOKENS = 4
+TUNING_FIRST_TOKENS = 6
 """Of them, beside, times to first token where a group has any."""
 CALIBRATED_LIMIT, PREDICTED_LIMIT, TTFT_LIMIT = 0.10, 0.20, 0.20
 """Median relative errors."""
@@ -56,7 +56,9 @@ def calibrate(group: Group, cases: Sequence[Case]) -> Calibrated:
     if any(cases[index].kind == "ttft" and cases[index].loop for index in used):
         fields = (*fields, OUTSIDE_FIELD)
     chosen = (cases[index] for index in used)
-    return Calibrated(fit([Observation(c.params, c.estimate_s, c.measured_s) for c in chosen if c.estimate_s], fields), used)
+    return Calibrated(
+        fit([Observation(c.params, c.estimate_s, c.measured_s) for c in chosen if c.estimate_s], fields), used
+    )
 
 
 def tuning_indices(cases: Sequence[Case]) -> list[int]:
@@ -75,7 +77,9 @@ def score(group: Group, cases: Sequence[Case], values: Mapping[str, float], by: 
     """One for each kind of measurement in `cases`."""
     scores = []
     for kind in dict.fromkeys(case.kind for case in cases):
-        errors = [(case.lab_s(case.params.changed(values)) / case.measured_s - 1, case) for case in cases if case.kind == kind]
+        errors = [
+            (case.lab_s(case.params.changed(values)) / case.measured_s - 1, case) for case in cases if case.kind == kind
+        ]
         error, case = max(errors, key=lambda pair: abs(pair[0]))
         worst = f"{error:+.0%}: {describe(case)}"
         scores.append(Score(group, kind, by, [e for e, _ in errors], worst, TTFT_LIMIT if kind == "ttft" else limit))

@@ -1,0 +1,1 @@
+"""Holds the lab against published measurements of real services: `python -m bench.validate_lab`."""
