@@ -15,7 +15,7 @@ class Details(msgspec.Struct, frozen=True, kw_only=True):
     """What a request is beside its lengths."""
 
     block_keys: Sequence[int] = ()
-    """Identity of each full block of prompt and planned output, in order: equal keys share KV. Empty: it shares none."""
+    """Identity of each full block of prompt and planned output, in order: equal keys share KV. Empty: shares none."""
     session: int | None = None
     """For sticky routing."""
     priority: int = 0
@@ -25,6 +25,8 @@ class Details(msgspec.Struct, frozen=True, kw_only=True):
     image_tokens: int = 0
     """Of pictures in the request; the prompt's length does not include them."""
     finish_reason: str = "length"
+    path: str = "/v1/chat/completions"
+    """Of the API, under which the server counts the request."""
     extra_prompts: tuple[int, ...] = ()
     """Lengths of the further texts of one embeddings or rerank request; the answer waits for all of them."""
 

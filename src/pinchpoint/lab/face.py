@@ -30,6 +30,7 @@ from pinchpoint.lab.timer import Timer
 from pinchpoint.lab.tokens import block_keys
 
 HTTP_OK = 200
+BAD_REQUEST = 400
 NOT_FOUND = 404
 TOO_MANY_REQUESTS = 429
 JSON = "application/json"
@@ -54,6 +55,10 @@ MODEL_ROUTES: dict[str, Dialect | RankingKind] = {**GENERATION_ROUTES, **RANKING
 
 LAB_PAGE = "/lab/metrics"
 """The lab about itself: lateness. Apart from the service's page, which must look like the imitated engine's."""
+UNCOUNTED_PATHS = ("/health", "/metrics", "/version", LAB_PAGE)
+"""Left out of http_requests_total, as vLLM's instrumentator is told to; the last one is no page of the service."""
+NOT_COUNTED = "/health"
+"""Path under which the simulation is told of a request that the face counts itself, for it knows the status."""
 PROFILE_ROUTES = ("/start_profile", "/stop_profile")
 
 REFUSALS = {400: "BadRequestError", 429: "RateLimitError", 503: "ServiceUnavailableError"}
@@ -86,10 +91,11 @@ class _Work:
 class _Null:
     """An answer that does not touch the model; made when the API process gets to it."""
 
-    __slots__ = ("connection", "make")
+    __slots__ = ("connection", "make", "request")
 
-    def __init__(self, connection: Connection, make: Callable[[], Reply]) -> None:
+    def __init__(self, connection: Connection, request: Request, make: Callable[[], Reply]) -> None:
         self.connection = connection
+        self.request = request
         self.make = make
 
 
@@ -169,7 +175,7 @@ class LabFace:
             except ApiError as error:
                 return error.status, error.body(), JSON
 
-        self._later(connection, request.path, t_ns, make)
+        self._later(connection, request, t_ns, make)
 
     def _reply_to(self, request: Request) -> Reply:
         path = request.path
@@ -186,10 +192,10 @@ class LabFace:
             return HTTP_OK, self.lateness.page().encode(), PROMETHEUS_TEXT
         return HTTP_OK, identity.encode(self._pages[path]), JSON
 
-    def _later(self, connection: Connection, path: str, t_ns: int, make: Callable[[], Reply]) -> None:
+    def _later(self, connection: Connection, request: Request, t_ns: int, make: Callable[[], Reply]) -> None:
         """The API process answers without the model, when its turn has come."""
-        self._nulls.append(_Null(connection, make))
-        self.service.null_request(t_ns, path)
+        self._nulls.append(_Null(connection, request, make))
+        self.service.null_request(t_ns, NOT_COUNTED)
 
     def _profile(self, connection: Connection, request: Request, profiler: Profiler) -> None:
         """Not through the API process's line: an engine's core does it, and writing a file must not stop the loop."""
@@ -219,7 +225,7 @@ class LabFace:
                 asked = self._api.generation(request.body, GENERATION_ROUTES[request.path], request.session)
         except ApiError as error:
             reply = error.status, error.body(kind), JSON
-            self._later(connection, request.path, t_ns, lambda: reply)
+            self._later(connection, request, t_ns, lambda: reply)
             return
         self._next_id += 1
         work = _Work(connection, self._next_id, asked, request.path)
@@ -227,15 +233,15 @@ class LabFace:
         self._works[work.request_id] = work
         if isinstance(asked, Ranking):
             first, *others = asked.prompt_tokens
-            details = Details(finish_reason="stop", extra_prompts=tuple(others))
+            details = Details(finish_reason="stop", path=request.path, extra_prompts=tuple(others))
             self.service.submit(t_ns, work.request_id, first, 0, False, details)
             return
         work.answer = answer_to(asked, self._api.model, work.request_id, self._started_s + t_ns // NS_PER_S)
-        details = self._details(asked, work.answer)
+        details = self._details(asked, work.answer, request.path)
         text_tokens = asked.prompt_tokens - asked.image_tokens
         self.service.submit(t_ns, work.request_id, text_tokens, asked.max_output_tokens, asked.stream, details)
 
-    def _details(self, asked: Generation, answer: Answer) -> Details:
+    def _details(self, asked: Generation, answer: Answer, path: str) -> Details:
         keys: list[int] = []
         if asked.prompt:
             keys = block_keys(asked.prompt + answer.words(asked.max_output_tokens), self.params.block_size_tokens)
@@ -247,6 +253,7 @@ class LabFace:
             schema=asked.schema,
             image_tokens=asked.image_tokens,
             finish_reason=asked.finish_reason,
+            path=path,
         )
 
     # Time
@@ -341,7 +348,13 @@ class LabFace:
         if event.status is None:  # there was no answer
             null.connection.reset()
             return
-        null.connection.reply(*null.make())
+        status, body, content_type = null.make()
+        request, engines = null.request, self._engines()
+        if engines and request.path not in UNCOUNTED_PATHS:
+            handler = "none" if status == NOT_FOUND and request.path not in MODEL_ROUTES else request.path
+            engines[0].metrics.count_http(handler, request.method, status)
+            engines[0].metrics.invalid_requests += status == BAD_REQUEST
+        null.connection.reply(status, body, content_type)
         self.lateness.note(self.now_ns() - event.t_ns)
 
     def _head(self, work: _Work, event: ClientEvent) -> bytes:

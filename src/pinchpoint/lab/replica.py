@@ -36,7 +36,6 @@ from pinchpoint.lab.readings import ProcessReading
 from pinchpoint.lab.sequence import EngineRequest, Sequence
 
 HTTP_OK = 200
-CHAT_HANDLER = "/v1/chat/completions"
 UNCOUNTED_PATHS = ("/health", "/metrics")
 """Pages that the API server's own HTTP counters leave out."""
 
@@ -390,7 +389,7 @@ class Replica:
             metrics = self.group.engines[0].metrics
             metrics.rejected_requests += 1
             metrics.engine_requests += 1
-            metrics.count_http(CHAT_HANDLER, "POST", refusal.status)
+            metrics.count_http(request.details.path, "POST", refusal.status)
         self._outside.send(request, end_ns, refusal_events(request, end_ns, refusal), HEAD_BYTES)
         self._outside.schedule(end_ns, partial(self._outside_left, attempt))
         return end_ns
@@ -682,7 +681,8 @@ class Replica:
             return
         assert self.group is not None
         duration_s = (t_ns - attempt.began_ns) / NS_PER_S
-        self.group.engines[0].metrics.count_http(CHAT_HANDLER, "POST", status, duration_s)
+        path = attempt.request.details.path
+        self.group.engines[0].metrics.count_http(path, "POST", status, duration_s)
         self._drop(t_ns, attempt)
         self._outside.left(t_ns, attempt)
 

@@ -68,6 +68,32 @@ def test_the_metrics_page_speaks_the_chosen_dialect_and_the_lab_tells_its_latene
     against(LabParams(gpu="H100", dialect="sglang"), scenario)
 
 
+def test_every_answer_is_counted_under_its_path_and_status() -> None:
+    async def scenario(lab: Lab) -> None:
+        assert (await lab.post("/v1/completions", {"model": MODEL, "prompt": "a", "max_tokens": 2}))[0] == 200
+        assert (await lab.post("/v1/embeddings", {"model": MODEL, "input": ["a", "b c"]}))[0] == 200
+        assert (await lab.post("/v1/chat/completions", {**CHAT, "max_tokens": 0}))[0] == 400
+        assert (await lab.get("/v1/models"))[0] == 200
+        assert (await lab.get("/nothing"))[0] == 404
+        assert (await lab.get("/health"))[0] == 200
+        _, page, _ = await lab.get("/metrics")
+        counted = {
+            (s.labels["handler"], s.labels["method"], s.labels["status"]): s.value
+            for family in text_string_to_metric_families(page)
+            for s in family.samples
+            if s.name == "http_requests_total"
+        }
+        assert counted == {
+            ("/v1/completions", "POST", "2xx"): 1,
+            ("/v1/embeddings", "POST", "2xx"): 1,
+            ("/v1/chat/completions", "POST", "4xx"): 1,
+            ("/v1/models", "GET", "2xx"): 1,
+            ("none", "GET", "4xx"): 1,
+        }
+
+    against(FAST, scenario)
+
+
 def test_exporters_have_ports_of_their_own() -> None:
     async def scenario(lab: Lab) -> None:
         pages = {}
