@@ -71,7 +71,7 @@ def test_look_alikes_differ_in_their_fault_alone() -> None:
             pairs.setdefault(case.pair, []).append(case)
     assert len(pairs) >= SIZES["small"].pairs
     for a, b in pairs.values():
-        assert a.fault != b.fault and b.fault in (*FAULTS[a.fault].look_alikes, *FAULTS[b.fault].look_alikes, a.fault)
+        assert b.fault in FAULTS[a.fault].look_alikes or a.fault in FAULTS[b.fault].look_alikes
         assert {f: getattr(a, f) for f in a.__struct_fields__ if f not in ("id", "fault")} == {
             f: getattr(b, f) for f in b.__struct_fields__ if f not in ("id", "fault")
         }

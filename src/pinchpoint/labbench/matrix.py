@@ -24,7 +24,7 @@ Label = Literal["fault", "healthy", "underloaded", "limit"]
 
 SINGLE = (("A100", "llama-3-8b"), ("H100", "llama-3-8b"), ("L40S", "qwen2.5-7b"), ("910B2", "qwen2.5-7b"))
 SEVERAL = (("H200", "qwen3-32b"), ("A100", "llama-3-70b"), ("H100", "llama-3-70b"), ("L40S", "qwen3-32b"))
-EXPERTS = (("H100", "mixtral-8x7b"), ("A100", "mixtral-8x7b"), ("H200", "mixtral-8x7b"))
+EXPERTS = tuple((gpu, "mixtral-8x7b") for gpu in ("H100", "A100", "H200", "L40S", "910B2"))
 """(GPU, model) that take one GPU, several, and several with experts to spread."""
 WORKLOADS = {"chat": ("chat", "chat", "assistant"), "summarise": ("summarise", "summarise", "rag")}
 """Workload that brings a fault out -> those it may have in the data set, the likelier one twice."""
@@ -195,7 +195,11 @@ class _Draw:
             others = [name for name in fault.look_alikes if name in names]
             if not others or fault.base != FAULTS[other := self.chance.choice(others)].base:
                 continue
-            first = self.fault(fault.name, "moderate", part, ())
+            first = msgspec.structs.replace(
+                self.fault(fault.name, "moderate", part, ()),
+                onset_s=0.0,
+                duration_s=max(fault.duration_s, FAULTS[other].duration_s),
+            )
             return [
                 msgspec.structs.replace(first, pair=pair),
                 msgspec.structs.replace(first, pair=pair, fault=other),
