@@ -89,6 +89,7 @@ class Engine:
         self._grammars = Grammars()
         self._masked_running = 0
         self._cost = CostModel(params)
+        self._longest_tokens = params.max_model_len_tokens()
         self._budget_tokens = _budget_tokens(params)
         self._acceptance_ratio = 0.0
         self._scheduled: list[Sequence] = []
@@ -147,7 +148,7 @@ class Engine:
         request_id = request.request_id
         if request.prompt_tokens < 1 or request.max_output_tokens < 1:
             raise ValueError(f"request {request_id} needs at least one prompt and one output token")
-        if request.prompt_tokens + request.max_output_tokens > self.params.max_model_len_tokens():
+        if request.prompt_tokens + request.max_output_tokens > self._longest_tokens:
             raise ValueError(f"request {request_id} is longer than the model's context or the whole KV pool")
         if request_id in self._by_id:
             raise ValueError(f"request {request_id} is already in the engine")
@@ -192,7 +193,7 @@ class Engine:
         self._cost = CostModel(params)
         self._budget_tokens = _budget_tokens(params)
         self._plain = False
-        longest = params.max_model_len_tokens()
+        self._longest_tokens = longest = params.max_model_len_tokens()
         failed = [s for s in self._by_id.values() if s.prompt_tokens + s.max_output_tokens > longest]
         for sequence in failed:
             self._give_up(sequence)
@@ -234,28 +235,24 @@ class Engine:
         work = StepWork()
         preempted = evicted = 0
         line, running = self._line, self.running
-        if not self.params.mixed_batches:
-            self._scheduled = []
-            preempted, budget = self._schedule_running(prompts_only=True)
-            if line and not preempted:
+        mixed = self.params.mixed_batches
+        if not mixed:
+            evicted, budget, preempted = self._schedule_some(prompts_only=True)
+            if line and not evicted:
                 self._admit(now_s, budget, work)
             if self._scheduled:
                 self._plain_step = False
                 return self._begin_mixed(now_s, work, preempted)
+            evicted = 0
         # An abort, an eviction and an admission clear `_plain`; nothing else changes the batch.
         self._plain_step = plain = self._plain and self._schedule_plain()
         if plain:
             budget = self._budget_tokens - len(running)
             self._scheduled = running
         else:
-            self._scheduled = []
-            evicted, budget = self._schedule_running()
-            preempted = evicted
-            while evicted and not self._scheduled:
-                # An empty step takes no time, and in the next one those that are left may run.
-                evicted, budget = self._schedule_running()
-                preempted += evicted
-        if line and not evicted and self.params.mixed_batches:
+            evicted, budget, before = self._schedule_some()
+            preempted += before
+        if line and not evicted and (mixed or not self._scheduled):
             before = len(running)
             if plain:
                 self._scheduled = running[:]
@@ -305,14 +302,27 @@ class Engine:
                     self._register(sequence, sequence.computed_tokens)
         return True
 
-    def _schedule_running(self, *, prompts_only: bool = False) -> tuple[int, int]:
+    def _schedule_some(self, *, prompts_only: bool = False) -> tuple[int, int, int]:
+        """Returns (requests evicted in this step, budget left, requests evicted in all).
+
+        A step that evicts and computes nothing takes no time, and in the next one those that are left may run.
+        """
+        evicted_in_all = 0
+        while True:
+            self._scheduled = []
+            evicted, budget = self._schedule_running(prompts_only)
+            evicted_in_all += evicted
+            if self._scheduled or not evicted:
+                return evicted, budget, evicted_in_all
+
+    def _schedule_running(self, prompts_only: bool) -> tuple[int, int]:
         """Returns (requests evicted, budget left). prompts_only: those that decode get nothing in this step."""
         running, scheduled, pool = self.running, self._scheduled, self.pool
         budget, threshold = self._budget_tokens, self.params.long_prefill_token_threshold
         speculation = self.params.speculation
         drafts = speculation.num_speculative_tokens if speculation is not None else 0
         self._acceptance_ratio = speculation.acceptance_ratio if speculation is not None else 0.0
-        longest = self.params.max_model_len_tokens() if drafts else 0
+        longest = self._longest_tokens
         preempted = index = 0
         while index < len(running) and budget > 0:
             sequence = running[index]
@@ -332,11 +342,13 @@ class Engine:
                     self._register(sequence, past)
                 need = pool.blocks_for(past + n) - sequence.blocks
                 while not pool.take(need):
-                    victim = self._victim()
-                    if victim.scheduled_tokens and victim in scheduled:  # only by priority
-                        scheduled.remove(victim)
-                        budget += victim.scheduled_tokens
+                    victim_index = self._victim_index()
+                    victim = running.pop(victim_index)
+                    if victim_index < index:  # only by priority
                         index -= 1
+                        if victim in scheduled:
+                            scheduled.remove(victim)
+                            budget += victim.scheduled_tokens
                     self._preempt(victim)
                     preempted += 1
                     if victim is sequence:
@@ -351,13 +363,11 @@ class Engine:
             index += 1
         return preempted, budget
 
-    def _victim(self) -> Sequence:
+    def _victim_index(self) -> int:
         running = self.running
         if self.params.scheduling == "fcfs":
-            return running.pop()
-        victim = max(running, key=lambda s: (s.request.priority, s.arrival_s))
-        running.remove(victim)
-        return victim
+            return len(running) - 1
+        return max(range(len(running)), key=lambda i: (running[i].request.priority, running[i].arrival_s))
 
     def _admit(self, now_s: float, budget: int, work: StepWork) -> None:
         params, line, pool = self.params, self._line, self.pool

@@ -133,17 +133,14 @@ class EngineGroup:
     def change(self, t_ns: int, params: LabParams) -> None:
         """New limits and costs from the next step on. Requests too long for them are emitted as failed.
 
-        Raises UsageError for another number of engines: that takes a restart.
+        Raises UsageError for another topology or block size: that takes a restart.
         """
-        split, old_split = params.disaggregation, self.params.disaggregation
-        lockstep, old_lockstep = _in_lockstep(params), _in_lockstep(self.params)
-        if (engine_count(params), split is None, lockstep) != (
-            engine_count(self.params), old_split is None, old_lockstep,
-        ):  # fmt: skip
+        if _fixed(params) != _fixed(self.params):
             raise UsageError(
-                "data_parallel, expert_parallel and disaggregation of a running replica cannot change; "
-                "change another parameter, or set these from the start"
+                "data_parallel, expert_parallel, disaggregation and block_size_tokens of a running replica cannot "
+                "change; change another parameter, or set these from the start"
             )
+        split = params.disaggregation
         self.advance(t_ns)
         self.params = params
         if self._split is not None and split is not None:
@@ -248,3 +245,10 @@ class EngineGroup:
 
 def _in_lockstep(params: LabParams) -> bool:
     return params.expert_parallel and params.data_parallel > 1 and params.disaggregation is None
+
+
+def _fixed(params: LabParams) -> tuple[object, ...]:
+    """What a running group is built on."""
+    split = params.disaggregation
+    prefill_engines = 0 if split is None else split.prefill_engines
+    return params.data_parallel, prefill_engines, _in_lockstep(params), params.block_size_tokens

@@ -139,6 +139,36 @@ def test_by_priority_a_request_that_is_already_in_the_batch_may_be_evicted() -> 
     assert engine.metrics.finished["length"] == 2
 
 
+def test_of_several_evicted_the_one_evicted_last_is_next() -> None:
+    engine = Engine(TINY.changed({"prefix_caching": False}), seed=1)
+    for request_id in (1, 2, 3):
+        engine.submit(0.0, EngineRequest(request_id, 15, 30, 0.0))
+    engine.submit(0.0, EngineRequest(4, 20, 4, 0.0))
+    now_s = 0.0
+    while engine.metrics.preemptions < 2:
+        now_s, _, _ = step(engine, now_s)
+    assert ids(engine.waiting) == [2, 3, 4]  # 3 went first, then 2
+    run_dry(engine, now_s)
+    assert engine.metrics.finished["length"] == 4
+
+
+def test_without_mixed_batches_a_step_is_all_prompts_or_all_decoding_and_prompts_go_first() -> None:
+    engine = Engine(LabParams(mixed_batches=False), seed=1)
+    engine.submit(0.0, EngineRequest(1, 100, 30, 0.0))
+    now_s, _, _ = step(engine, 0.0)
+    now_s, decoding, _ = step(engine, now_s)
+    engine.submit(now_s, EngineRequest(2, 3000, 10, now_s))
+    now_s, first, _ = step(engine, now_s)
+    now_s, second, _ = step(engine, now_s)
+    _, third, _ = step(engine, now_s)
+    assert [(s.tokens, s.work.prefill_tokens) for s in (decoding, first, second, third)] == [
+        (1, 0),
+        (2048, 2048),
+        (952, 952),
+        (2, 0),
+    ]
+
+
 def test_without_chunks_a_prompt_waits_for_a_step_that_has_room_for_all_of_it() -> None:
     whole = Engine(LabParams(chunked_prefill=False, max_num_batched_tokens=256, max_num_seqs=8), seed=1)
     chunked = Engine(LabParams(max_num_batched_tokens=256, max_num_seqs=8), seed=1)
@@ -188,6 +218,23 @@ def test_every_verified_position_is_computed_and_sampled() -> None:
     _, second, _ = step(engine, now_s)
     assert (second.tokens, second.work.sampled_rows, second.work.draft_tokens) == (15, 15, 12)
     assert second.work.prefill_tokens == 0
+    _, steps = run_dry(engine, now_s)
+    assert all(s.work.prefill_tokens == 0 for s in steps)
+
+
+def test_work_is_summed_over_the_batch_whether_it_only_decodes_or_not() -> None:
+    engine = Engine(LabParams(max_num_batched_tokens=300), seed=1)
+    engine.submit(0.0, EngineRequest(1, 100, 20, 0.0))
+    engine.submit(0.0, EngineRequest(2, 500, 20, 0.0))
+    works = [s.work for s in run_dry(engine)[1]]
+    first, second, third = works[:3]
+    assert (first.tokens, first.prefill_tokens, first.sampled_rows, first.kv_tokens) == (300, 300, 1, 100 + 200)
+    assert first.attention_pairs == 100 * 50 + 200 * 100
+    assert (second.tokens, second.prefill_tokens, second.sampled_rows, second.kv_tokens) == (300, 299, 1, 101 + 499)
+    assert (third.tokens, third.prefill_tokens, third.sampled_rows, third.kv_tokens) == (2, 1, 2, 102 + 500)
+    fourth = works[3]  # a step that only decodes
+    assert (fourth.tokens, fourth.prefill_tokens, fourth.sampled_rows, fourth.kv_tokens) == (2, 0, 2, 103 + 501)
+    assert fourth.attention_pairs == 102.5 + 500.5
 
 
 # Adapters.

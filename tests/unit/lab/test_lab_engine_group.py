@@ -153,6 +153,15 @@ def test_a_full_decode_engine_keeps_prompts_on_the_prefill_engine() -> None:
     assert prefill.pool.used == decode.pool.used == 0
 
 
+def test_a_prompt_leaves_the_prefill_engine_as_soon_as_its_kv_has_arrived() -> None:
+    group = EngineGroup(SPLIT, 1, Client())
+    group.submit(0, request(1, 400, 2000))
+    group.advance(NS_PER_S)
+    prefill, decode = group.engines
+    assert decode.running and decode.running[0].output_tokens < 500
+    assert prefill.pool.used == 0
+
+
 def test_a_link_sends_one_thing_after_the_other() -> None:
     link = KvLink(100.0, 0.5)
     assert link.send(0.0, 100) == 1.5
@@ -226,11 +235,32 @@ def test_same_seed_and_calls_give_the_same_instants(topology: str) -> None:
     assert firsts() == firsts()
 
 
-def test_the_number_of_engines_of_a_running_group_cannot_change() -> None:
+@pytest.mark.parametrize(
+    "change", [{"data_parallel": 2}, {"disaggregation.prefill_engines": 1}, {"block_size_tokens": 32}]
+)
+def test_what_a_running_group_is_built_on_cannot_change(change: dict[str, object]) -> None:
     group = EngineGroup(QUIET, 1, Client())
     with pytest.raises(UsageError, match="from the start"):
-        group.change(0, QUIET.changed({"data_parallel": 2}))
-    assert engine_count(SPLIT) == 2
+        group.change(0, QUIET.changed(change))
+
+
+def test_a_group_has_its_decode_engines_and_beside_them_those_for_prompts() -> None:
+    assert [engine_count(params) for params in (QUIET, QUIET.changed({"data_parallel": 3}), SPLIT)] == [1, 3, 2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"lora.max_loras": 0},
+        {"grammar.schemas": 0},
+        {"speculation.num_speculative_tokens": 0},
+        {"disaggregation.prefill_engines": 0},
+        {"disaggregation.transfer_bytes_per_s": 0},
+    ],
+)
+def test_limits_with_which_nothing_would_ever_move_are_refused(change: dict[str, object]) -> None:
+    with pytest.raises(UsageError, match="must be greater than 0"):
+        QUIET.changed(change)
 
 
 def test_a_request_that_is_too_long_or_here_already_is_refused() -> None:

@@ -20,6 +20,8 @@ def check(engine: Engine) -> None:
     assert pool.shared_keys == len(keyed)
     for s in engine.running:
         assert s.computed_tokens <= s.capacity_tokens == s.blocks * BLOCK_TOKENS
+        if s.scheduled_tokens == 0 and s.last_token_s == engine._last_end_s:
+            assert s.computed_tokens == s.known_tokens - 1, "after a token, that token alone is left to compute"
         assert s.keys_seen * BLOCK_TOKENS <= s.computed_tokens + s.scheduled_tokens
 
 
@@ -33,6 +35,7 @@ params = st.builds(
     scheduling=st.sampled_from(["fcfs", "priority"]),
     chunked_prefill=st.booleans(),
     prefix_caching=st.booleans(),
+    mixed_batches=st.sampled_from([True, True, False]),
     long_prefill_token_threshold=st.sampled_from([0, 7]),
     speculation=st.none()
     | st.builds(Speculation, num_speculative_tokens=st.integers(1, 4), acceptance_ratio=st.floats(0, 1)),
