@@ -137,12 +137,12 @@ class Host:
 
     # CPU
 
-    def elapse(self, t_ns: int, cpu_ns: int) -> int:
-        """When a process that is on a core at t_ns has had so much CPU time."""
+    def elapse(self, t_ns: int, cpu_ns: int, process: Process) -> int:
+        """When a process that is on a core at t_ns has had so much CPU time. It does not account for it."""
         if self.unhindered:
             return t_ns + cpu_ns
         self._foreign_pages += self._params.host.numa_remote_ratio * cpu_ns / NS_PER_S * FOREIGN_PAGES_PER_CPU_S
-        crowd = self._crowd(t_ns)
+        crowd = self._crowd(t_ns, process)
         stretch = self._slowdown * crowd
         if crowd > 1:
             self._cpu_wait_ns += cpu_ns * self._slowdown * (crowd - 1)
@@ -150,25 +150,25 @@ class Host:
             return t_ns + round(cpu_ns * stretch)
         return self._in_quota(t_ns, cpu_ns, stretch, self._quota_ns)
 
-    def wake(self, t_ns: int) -> int:
+    def wake(self, process: Process, t_ns: int) -> int:
         """When a process that slept until t_ns gets a core: others finish their slice first if none is free."""
         if self.unhindered or not self._crowded:
             return t_ns
-        crowd = self._crowd(t_ns)
+        crowd = self._crowd(t_ns, process)
         if crowd <= 1:
             return t_ns
         wait_ns = round(self._random.random() * (crowd - 1) * SLICE_NS)
         self._cpu_wait_ns += wait_ns
         return t_ns + wait_ns
 
-    def _crowd(self, t_ns: int) -> float:
+    def _crowd(self, t_ns: int, caller: Process) -> float:
         """Runnable threads per core, at least 1; the caller is one of them."""
         if not self._crowded:
             return 1.0
-        return max(1.0, max(1.0, self._runnable(t_ns)) / self._params.host.cores)
+        return max(1.0, self._runnable(t_ns, caller) / self._params.host.cores)
 
-    def _runnable(self, t_ns: int) -> float:
-        own = sum(process.runnable(t_ns) for process in self.processes)
+    def _runnable(self, t_ns: int, caller: Process | None = None) -> float:
+        own = sum(process is caller or process.runnable(t_ns) for process in self.processes)
         workers = self._worker_threads if any(p.spins and p.runnable(t_ns) for p in self.processes) else 0
         return self._params.host.neighbour_cores + own + workers
 
@@ -282,7 +282,8 @@ class Host:
                 core[mode] += seconds
                 left_s -= seconds
             core["idle"] += left_s
-        runnable = host.neighbour_cores + own_span_ns / span_ns * (self._crowd(t_ns) if self._crowded else 1.0)
+        own = own_span_ns / span_ns * self._slowdown
+        runnable = host.neighbour_cores + own * max(1.0, host.neighbour_cores / host.cores)
         self._load1 += (runnable - self._load1) * -math.expm1(-span_ns / NS_PER_S / LOAD_MEAN_S)
         if self._quota_ns is not None:
             self._periods += t_ns // PERIOD_NS - (t_ns - span_ns) // PERIOD_NS

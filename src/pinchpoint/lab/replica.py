@@ -289,7 +289,8 @@ class Replica:
         count = self.params.front.api_processes
         while len(self._loops) < count:
             index = len(self._loops)
-            self._loops.append(EventLoop(Process(f"api-{index}", t_ns, BASE_RSS_BYTES), index, self.host.wake))
+            process = Process(f"api-{index}", t_ns, BASE_RSS_BYTES)
+            self._loops.append(EventLoop(process, index, partial(self.host.wake, process)))
             self._threads.append(Limiter(self.params.front.thread_pool_threads))
             if len(self._lanes) <= index:
                 self._lanes.append(self._outside.outbox.lane())
@@ -307,7 +308,7 @@ class Replica:
         """CPU time of an engine's process, on its host."""
         t_ns, cpu_ns = round(now_s * NS_PER_S), round(cpu_s * NS_PER_S)
         process = min(self._engine_processes, key=_busy_until)
-        end_ns = self.host.elapse(t_ns, cpu_ns)
+        end_ns = self.host.elapse(t_ns, cpu_ns, process)
         process.account(t_ns, end_ns, cpu_ns)
         return cpu_s if self.host.unhindered else (end_ns - t_ns) / NS_PER_S
 
@@ -323,7 +324,7 @@ class Replica:
 
     def _work(self, loop: EventLoop, t_ns: int, cpu_ns: int, pages: int, logs: int = 0) -> int:
         """A piece of work of the API process, page faults and log records included; returns its end."""
-        end_ns = self.host.elapse(t_ns, cpu_ns) + self.host.fault_ns(pages)
+        end_ns = self.host.elapse(t_ns, cpu_ns, loop.process) + self.host.fault_ns(pages)
         if logs:
             end_ns = self.host.write_log(end_ns, logs)
         loop.process.account(t_ns, end_ns, cpu_ns)
@@ -448,7 +449,7 @@ class Replica:
     def _tokenize_on_thread(self, t_ns: int, attempt: Attempt) -> None:
         process = min(self._tokenizers, key=_busy_until)
         cpu_ns = round(self._tokenize_ns * self._text_tokens(attempt.request))
-        end_ns = self.host.elapse(t_ns, cpu_ns)
+        end_ns = self.host.elapse(t_ns, cpu_ns, process)
         process.account(t_ns, end_ns, cpu_ns)
         self._outside.schedule(end_ns, partial(self._thread_tokenized, attempt, self.restarts))
 
@@ -551,7 +552,7 @@ class Replica:
                 continue
             streams = not attempt.at_once
             cpu_ns = self._token_ns * tokens + (self._chunk_ns + self._log_chunk_ns if streams or last else 0)
-            at_ns = self.host.elapse(at_ns, cpu_ns) + self.host.fault_ns(PAGES_PER_CHUNK)
+            at_ns = self.host.elapse(at_ns, cpu_ns, loop.process) + self.host.fault_ns(PAGES_PER_CHUNK)
             if self._log_chunk_ns and (streams or last):
                 at_ns = self.host.write_log(at_ns)
             cpu_total_ns += cpu_ns
