@@ -183,6 +183,12 @@ the tensor-parallel degrees, and up to {TUNING_FIRST_TOKENS} times to first toke
 divide them). **The errors below are at the points that were not used.** Points at which the users' KV does not fit the
 pool are never used to calibrate, but are scored.
 
+Not everything about a deployment is published. Inferred from the measurements themselves: the cache of DeepSeek-R1 is
+fp8 (512 long requests would not fit otherwise), Splitwise's engine ran without CUDA graphs (tokens take equally long on
+4 and on 8 GPUs), the users of SGLang 0.5.1 stay in step (their first tokens wait for half of all prompts), and of the
+two values that the source has under one label for DeepSeek-R1 the slower is without speculation. Limits on steps and
+sequences are the engines' defaults.
+
 Errors are relative to the measurement; positive means that the lab is slower. "90 %" is the error that nine of ten
 points stay below. Limits are on the median.
 
