@@ -33,6 +33,8 @@ BLOCKS_MIN = 3
 BUDGET_S = 90.0
 """Of it the warm-up takes 15 % at most."""
 TIMEOUT_S = 60.0
+SCRAPE_PERIOD_S = 1.0
+"""What monitoring in the field can afford at best; Prometheus' default is a minute."""
 URL = "http://service.invalid"
 DIGITS = 3
 
@@ -147,7 +149,7 @@ def impact_of(healthy: RunView, faulty: RunView, indicator: str, onset_s: float)
 
 def _run(plan: Plan, scenario: Scenario, out: Path, degrade: tuple[str, ...]) -> None:
     try:
-        run_virtual(plan, scenario, out, degrade=degrade)
+        run_virtual(plan, scenario, out, degrade=degrade, scrape_period_s=SCRAPE_PERIOD_S)
     except PinchpointError:
         if not (out / "run.json").exists():
             raise

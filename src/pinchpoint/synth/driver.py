@@ -19,9 +19,11 @@ from pinchpoint.rundir import RunWriter
 from pinchpoint.schedule import AFTER, NEVER, Schedule, ScheduledRequest, Slots
 from pinchpoint.synth.asks import Asks
 from pinchpoint.synth.client import ClientModel, Flight
-from pinchpoint.synth.telemetry import ENGINE_PERIOD_NS, Telemetry
+from pinchpoint.synth.telemetry import Telemetry
 from pinchpoint.telemetry.config import Reading, event, own
 
+SCRAPE_PERIOD_S = 0.5
+"""As the live collector."""
 CLIENT_PERIOD_NS = NS_PER_S
 """As the load processes."""
 NO_SLOT = -1
@@ -39,7 +41,8 @@ ERRORS = {
 
 
 class VirtualDriver:
-    """after, onset_s: what the service becomes, and when; None: it stays as it is."""
+    """onset: when (s) the service becomes another one, and what it is then; None: it stays as it is. scrape_period_s:
+    of the metrics page, the service's machine and the null request."""
 
     def __init__(
         self,
@@ -50,6 +53,7 @@ class VirtualDriver:
         telemetry: Telemetry,
         *,
         onset: tuple[float, LabParams] | None = None,
+        scrape_period_s: float = SCRAPE_PERIOD_S,
     ) -> None:
         self._service = service
         self._plan = plan
@@ -59,6 +63,7 @@ class VirtualDriver:
         self._client = ClientModel(service.params.client, service.params.path.keep_alive)
         self._asks.repeat(service.params.client.repeated_prompts)
         self._onset = None if onset is None else (round(onset[0] * NS_PER_S), onset[1])
+        self._scrape_period_ns = round(scrape_period_s * NS_PER_S)
         self._now_ns = 0
         self._next_scrape_ns = self._next_client_ns = 0
         self._stage = 0
@@ -413,7 +418,7 @@ class VirtualDriver:
 
     def _scrape(self) -> None:
         now_ns = self._next_scrape_ns
-        self._next_scrape_ns += ENGINE_PERIOD_NS
+        self._next_scrape_ns += self._scrape_period_ns
         if not self._telemetry.blind:
             self._telemetry.take(now_ns, self._service.state(now_ns))
         self._service.null_request(now_ns)

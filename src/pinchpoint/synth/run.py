@@ -20,7 +20,7 @@ from pinchpoint.rundir import RunWriter
 from pinchpoint.search import Search
 from pinchpoint.synth.asks import Asks
 from pinchpoint.synth.degrade import Degrader
-from pinchpoint.synth.driver import VirtualDriver
+from pinchpoint.synth.driver import SCRAPE_PERIOD_S, VirtualDriver
 from pinchpoint.synth.facts import EPOCH_WALL, facts_of
 from pinchpoint.synth.telemetry import Telemetry
 from pinchpoint.workload.classes import Traffic, resolve, slos_of, workload_title
@@ -35,11 +35,13 @@ def run_virtual(
     *,
     params: LabParams | None = None,
     degrade: Iterable[str] = (),
+    scrape_period_s: float = SCRAPE_PERIOD_S,
 ) -> Path:
     """Carries out the plan, a search or its stages, on the lab's service in virtual time and seals the run in `out`.
 
     what: a scenario, or the name of a fault that is there from the beginning; params: the service without it. degrade:
-    names of degrade.DEGRADATIONS. Raises UsageError for an unknown fault or an output directory that cannot be used.
+    names of degrade.DEGRADATIONS. scrape_period_s: as driver.VirtualDriver has it. Raises UsageError for an unknown
+    fault or an output directory that cannot be used.
     """
     check_stages(plan)
     scenario = what if isinstance(what, Scenario) else choose_scenario(what, base=params, seed=plan.seed)
@@ -61,6 +63,7 @@ def run_virtual(
         Asks(traffic, tree, begins.block_size_tokens),
         Telemetry(samples, begins, degrader),
         onset=(scenario.onset_s, scenario.after) if scenario.onset_s > 0 else None,
+        scrape_period_s=scrape_period_s,
     )
     recorder = Recorder(writer, driver.now_ns, _ignore)
     recorder.on_workload(workload_title(plan), tuple(one.name for one in traffic.classes))

@@ -20,8 +20,6 @@ from pinchpoint.telemetry.config import Reading, event, own
 from pinchpoint.telemetry.engine_page import EnginePage
 from pinchpoint.telemetry.host import cpu_readings
 
-ENGINE_PERIOD_NS = NS_PER_S // 2
-"""As the live collector."""
 EXPORTER_PERIOD_NS = NS_PER_S
 """Exporters of GPUs and hosts average over a second."""
 NIC = "eth0"
