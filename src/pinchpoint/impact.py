@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from pinchpoint.errors import UnsupportedMeasurementError
 from pinchpoint.lab.params import LabParams
 from pinchpoint.lab.rough import rough_capacity_rps
 from pinchpoint.lab.scenario import Scenario
@@ -133,23 +134,27 @@ def measure_impact(scenario: Scenario, *, pairs: int = PAIRS, workload: str | No
         healthy.append(_observe(plan, quiet, fault.indicator))
         faulty.append(_observe(plan, scenario, fault.indicator))
     before, after = np.array(healthy), np.array(faulty)
-    differences = after - before
-    mean = float(np.mean(differences))
-    error = float(np.std(differences, ddof=1)) / math.sqrt(pairs) if pairs > 1 else 0.0
-    reference = float(np.mean(before))
-    change = mean if fault.indicator in SHARES else mean / reference if reference else math.copysign(math.inf, mean)
-    sigmas = mean / error if error > 0 else (math.copysign(math.inf, mean) if mean else 0.0)
+    change, sigmas = compared(fault.indicator, before, after)
     return Impact(
         fault=scenario.name,
         severity=scenario.severity,
         indicator=fault.indicator,
-        healthy=reference,
+        healthy=float(np.mean(before)),
         faulty=float(np.mean(after)),
         change_ratio=change,
         sigmas=sigmas,
         pairs=pairs,
         rate_rps=rate_rps,
     )
+
+
+def compared(indicator: str, before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
+    """(change_ratio, sigmas) of paired values, shape (pairs,) each; see Impact."""
+    differences = after - before
+    mean, reference = float(np.mean(differences)), float(np.mean(before))
+    error = float(np.std(differences, ddof=1)) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
+    change = mean if indicator in SHARES else mean / reference if reference else math.copysign(math.inf, mean)
+    return change, mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
 
 
 def _plan(workload: str, rate_rps: float, duration_s: float, seed: int) -> Plan:
@@ -168,7 +173,14 @@ def _plan(workload: str, rate_rps: float, duration_s: float, seed: int) -> Plan:
 
 def _observe(plan: Plan, scenario: Scenario, indicator: str) -> float:
     with tempfile.TemporaryDirectory(prefix="pinchpoint-impact-") as directory:
-        view = RunView(read_run(run_virtual(plan, scenario, Path(directory) / "run")))
-        stage = next(stage for stage in view.manifest.stages if stage.rate_rps)
-        mask = view.requests.stage == stage.index
+        path = Path(directory) / "run"
+        try:
+            run_virtual(plan, scenario, path)
+        except UnsupportedMeasurementError:
+            if not (path / "run.json").exists():
+                raise
+        view = RunView(read_run(path))  # of a service that went away: what it did until then
+        stage = next((stage for stage in view.manifest.stages if stage.rate_rps), None)
+        # A service that went away before the load began is judged by what came before.
+        mask = view.requests.stage == stage.index if stage else np.ones(view.requests.count, bool)
         return INDICATORS[indicator](view.requests, mask, plan.stages[0].duration_s or DEFAULT_DURATION_S)
