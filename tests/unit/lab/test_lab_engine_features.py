@@ -139,6 +139,41 @@ def test_by_priority_a_request_that_is_already_in_the_batch_may_be_evicted() -> 
     assert engine.metrics.finished["length"] == 2
 
 
+def test_when_the_first_of_the_batch_makes_room_by_leaving_the_others_go_on_at_once() -> None:
+    engine = Engine(TINY.changed({"scheduling": "priority"}), seed=1)
+    engine.submit(0.0, EngineRequest(1, 24, 8, 0.0, priority=9))  # its next token needs a seventh block
+    engine.submit(0.0, EngineRequest(2, 21, 8, 1e-3, priority=0))  # takes the other six
+    now_s, _, tokens = step(engine, 0.0)
+    assert sorted(ids(tokens)) == [1, 2]
+    engine.running.sort(key=lambda s: s.request_id)
+    _, started, tokens = step(engine, now_s)
+    assert (ids(tokens), started.preempted) == ([2], 1)
+
+
+def test_an_eviction_in_front_of_a_request_does_not_cost_the_next_one_its_turn() -> None:
+    engine = Engine(TINY.changed({"scheduling": "priority"}), seed=1)
+    for request_id, prompt in ((1, 14), (2, 16), (3, 14)):  # all twelve blocks; 2 is the first to need another
+        engine.submit(0.0, EngineRequest(request_id, prompt, 8, 0.0, priority=0))
+    now_s, _, tokens = step(engine, 0.0)
+    engine.running[0].request.priority = 9
+    assert ids(tokens) == [1, 2, 3]
+    _, started, tokens = step(engine, now_s)
+    assert (ids(tokens), started.preempted, started.tokens) == ([2, 3], 1, 2)
+
+
+def test_in_a_step_that_evicts_nobody_is_admitted() -> None:
+    engine = Engine(TINY.changed({"prefix_caching": False, "long_prefill_token_threshold": 4}), seed=1)
+    for request_id in (1, 2, 3):
+        engine.submit(0.0, EngineRequest(request_id, 15, 12, 0.0))
+    now_s = 0.0
+    while engine.metrics.preemptions == 0:
+        now_s, _, _ = step(engine, now_s)
+    assert ids(engine.waiting) == [3]  # though there is room for a first piece of it
+    assert engine.pool.free >= 1
+    step(engine, now_s)
+    assert ids(engine.running) == [1, 2, 3]
+
+
 def test_of_several_evicted_the_one_evicted_last_is_next() -> None:
     engine = Engine(TINY.changed({"prefix_caching": False}), seed=1)
     for request_id in (1, 2, 3):
