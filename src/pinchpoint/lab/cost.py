@@ -211,10 +211,10 @@ class CostModel:
         """state: of the slowest of the engine's GPUs, on which the others wait."""
         tokens, sequences, prefill_tokens = work.tokens, work.sequences, work.prefill_tokens
         rows = work.sampled_rows
-        clock = state.clock_ratio
-        bandwidth = state.memory_clock_ratio
-        if clock != 1.0:
-            bandwidth *= clock**CLOCK_ON_BANDWIDTH_EXPONENT
+        core_clock, bandwidth = state.clock_ratio, state.memory_clock_ratio
+        clock = state.tensor_clock_ratio or core_clock
+        if core_clock != 1.0:
+            bandwidth *= core_clock**CLOCK_ON_BANDWIDTH_EXPONENT
         micro_batches = 1
         if self._stages > 1:
             micro_batches = min(self._stages, sequences) or 1
@@ -251,7 +251,7 @@ class CostModel:
         )
         dram_bytes += self._kv_bytes_per_token * work.kv_tokens + self._small_bytes_per_token * tokens
         flops = self._flops_per_token * tokens + self._flops_per_row * rows + attention_flops
-        small_s = self._layers_s / clock + (self._small_s_per_token * computed + self._cast_s) / bandwidth
+        small_s = self._layers_s / core_clock + (self._small_s_per_token * computed + self._cast_s) / bandwidth
         dram_bytes += self._cast_bytes_per_gpu * micro_batches
 
         link_ratio = state.pcie_ratio * state.link_ratio if self._over_pcie else state.link_ratio

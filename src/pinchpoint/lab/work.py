@@ -82,7 +82,9 @@ class AcceleratorState(msgspec.Struct, frozen=True, gc=False):
     """What slows an engine's GPUs now, each as a share of the healthy; of the slowest of them."""
 
     clock_ratio: float = 1.0
-    """Core clock over the highest."""
+    """Core clock over the highest, while memory is streamed."""
+    tensor_clock_ratio: float | None = None
+    """The same while the tensor cores are busy, which a power limit may make another one; None: the same."""
     memory_clock_ratio: float = 1.0
     link_ratio: float = 1.0
     """Bandwidth to the other GPUs."""
