@@ -1,6 +1,6 @@
 """What may refuse a request before the engine sees it: a token bucket (429) and a limit on requests in flight (503).
 
-Not the engine's own waiting line, which refuses nobody.
+Not the engine's own waiting line, which refuses nobody. Time-outs and retries are carried out by the service.
 """
 
 import math
@@ -63,22 +63,3 @@ def too_many(in_flight: int, limit: int | None) -> Refusal | None:
         return None
     message = f"{in_flight} requests in flight, the limit is {limit}"
     return Refusal(SERVICE_UNAVAILABLE, OVERLOAD_RETRY_AFTER_S, message, False)
-
-
-class Gateway:
-    """Both limits. admit() before a request goes on, leave() exactly once for each that was admitted."""
-
-    def __init__(self, params: LabParams) -> None:
-        self._rate = RateLimit(params)
-        self._limit = params.in_flight_limit
-        self.in_flight = 0
-
-    def admit(self, t_ns: int) -> Refusal | None:
-        """None lets the request pass. t_ns must not go back."""
-        refusal = self._rate.admit(t_ns) or too_many(self.in_flight, self._limit)
-        if refusal is None:
-            self.in_flight += 1
-        return refusal
-
-    def leave(self) -> None:
-        self.in_flight -= 1

@@ -15,6 +15,7 @@ from typing import Protocol
 import msgspec
 
 from pinchpoint.clock import NS_PER_S
+from pinchpoint.lab.accelerator import AcceleratorModel
 from pinchpoint.lab.events import NULL_REQUEST_ID, ClientEvent, Details, ReplicaState
 from pinchpoint.lab.front import EventLoop, Limiter, Servers
 from pinchpoint.lab.gateway import Refusal, too_many
@@ -193,6 +194,11 @@ class Replica:
         self._last_lane_ns: list[int] = []
         self.group: EngineGroup | None = None
         """None while the replica is down."""
+        gpus = params.tensor_parallel * params.pipeline_parallel
+        self._accelerators = [
+            AcceleratorModel(params, hash((seed, index, 3, i)), i * gpus) for i in range(engine_count(params))
+        ]
+        """They outlive the processes."""
         self._apply(params)
 
     @property
@@ -222,15 +228,19 @@ class Replica:
         self._tokenizer_line: Limiter[Attempt] = Limiter(0)
         self._fit_loops(t_ns)
         self._list_processes()
-        seed = hash((self._seed, self.index, self.restarts))
-        self.group = EngineGroup(
-            self.params, seed if self.index or self.restarts else self._seed, self._on_tokens, cpu=self._engine_cpu
-        )
+        first = self.index == self.restarts == 0
+        seed = self._seed if first else hash((self._seed, self.index, self.restarts))
+        self.group = EngineGroup(self.params, seed, self._on_tokens, self._accelerators, self._engine_cpu)
 
-    def kill(self, t_ns: int) -> None:
+    def kill(self, t_ns: int, *, gpu_fault: bool = False) -> None:
         """All its processes end at once; connections are reset."""
         if not self.up:
             return
+        for accelerator in self._accelerators:
+            if gpu_fault:
+                accelerator.note_failure(t_ns / NS_PER_S)
+            else:
+                accelerator.note_restart(t_ns / NS_PER_S)
         self.up = False
         self.restarts += 1
         for loop in self._loops:
@@ -253,6 +263,10 @@ class Replica:
 
     def change(self, t_ns: int, params: LabParams) -> None:
         """From now on it has these parameters. Raises UsageError for another number of engines."""
+        if self.group is not None:
+            self.group.advance(t_ns)
+        for accelerator in self._accelerators:
+            accelerator.change(t_ns / NS_PER_S, params)
         if self.group is not None:
             self.group.change(t_ns, params)
         self._apply(params)
@@ -757,7 +771,8 @@ class Replica:
             api = [self.process_reading(t_ns, index) for index in range(len(self._loops))]
             host = msgspec.structs.replace(host, processes=[*api, *host.processes[len(api) :]])
         engines = self.group.states(t_ns / NS_PER_S) if self.group is not None else []
-        return ReplicaState(engines, [], host, self.up)
+        gpus = [gpu for accelerator in self._accelerators for gpu in accelerator.reading(t_ns / NS_PER_S)]
+        return ReplicaState(engines, gpus, host, self.up)
 
 
 Written = tuple[Attempt, int, Sequence | None]

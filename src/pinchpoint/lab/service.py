@@ -496,8 +496,8 @@ class VirtualService:
         self._replicas.append(replica)
         return replica
 
-    def _die(self, replica: Replica, t_ns: int) -> None:
-        replica.kill(t_ns)
+    def _die(self, replica: Replica, t_ns: int, *, gpu_fault: bool = False) -> None:
+        replica.kill(t_ns, gpu_fault=gpu_fault)
         restart_ns = round(self.params.accelerator.restart_s * NS_PER_S)
         self._schedule_background(t_ns + restart_ns, partial(self._restart, replica, replica.restarts))
 
@@ -527,7 +527,7 @@ class VirtualService:
         if series != self._faults:
             return
         if replica.up:
-            self._die(replica, t_ns)
+            self._die(replica, t_ns, gpu_fault=True)
         self._expect_fault(t_ns, replica)
 
     def _look_later(self, t_ns: int) -> None:

@@ -114,6 +114,19 @@ def test_a_gpu_fault_ends_what_the_replica_was_doing_and_the_others_go_on() -> N
     assert any(e.error == "connect_refused" for e in alone.events if e.kind == "error")
 
 
+def test_the_gpus_of_every_replica_are_read_and_tell_of_the_fault_that_ended_it() -> None:
+    params = LabParams().changed({"front.replicas": 2, "tensor_parallel": 2, "accelerator.restart_s": 1.0})
+    service = VirtualService(params, seed=1)
+    for request_id in range(20):
+        service.submit(request_id * 100 * MS, request_id, 1000, 100)
+    before = service.state(2 * NS_PER_S).replicas
+    assert [[gpu.index for gpu in replica.gpus] for replica in before] == [[0, 1], [0, 1]]
+    assert all(gpu.busy_ratio > 0.1 and gpu.last_xid == 0 for replica in before for gpu in replica.gpus)
+    service.change(2 * NS_PER_S, params.changed({"accelerator.fault_every_s": 2.0}))
+    after = service.state(30 * NS_PER_S).replicas
+    assert all(replica.gpus[0].last_xid > 0 for replica in after)
+
+
 def test_a_replica_that_is_down_has_no_page_and_refuses_health() -> None:
     params = LabParams().changed({"accelerator.fault_every_s": 0.5, "accelerator.restart_s": 1000.0})
     service = VirtualService(params, seed=1)
