@@ -11,10 +11,11 @@ import hashlib
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -116,7 +117,7 @@ def _make(
     running: set[Future[Made]] = set()
     with (
         (out / PARTIAL).open("ab") as partial,
-        ProcessPoolExecutor(workers, get_context("spawn"), initializer=_ignore_interrupts) as pool,
+        ProcessPoolExecutor(workers, get_context("spawn"), initializer=_begin_worker) as pool,
     ):
         try:
             while True:
@@ -142,9 +143,18 @@ def _plain(size: Size) -> dict[str, Any]:
     return msgspec.json.decode(msgspec.json.encode(size))
 
 
-def _ignore_interrupts() -> None:
-    """Ctrl-C at a terminal goes to all; the workers end what they are at and hear from their parent."""
+def _begin_worker() -> None:
+    """Ctrl-C at a terminal goes to all; the workers end what they are at and hear from their parent. A parent that was
+    killed says nothing, so they watch it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _seal(
