@@ -1,5 +1,10 @@
 """From stages to a capacity interval. Used by the search while it runs and to judge an old run against a new SLO.
 
+Two things are said of the capacity, and they are kept apart. The *estimate* is a point and a 95 % interval from all
+steps together (crossing.py). The *proof* needs no model but that more load is never better: a rate that passed the
+sequential test and a rate that failed it. An interval is proven when a rate at or above its lower end passed and a
+rate at or below its upper end failed.
+
 A stage passes when the sequential test rejects, at `1 - confidence`, that the share of misses is above what the SLO
 allows, for every SLO; it fails when one SLO is rejected the other way or the stage could not be sustained. Too few
 requests leave it undecided, and then the point estimate places it, and the interval is marked as not proven.
@@ -14,14 +19,13 @@ from typing import TypeVar
 
 import msgspec
 
+from pinchpoint.crossing import Crossing, Seen, crossing_of
 from pinchpoint.model import Capacity, Slo, StageResult
 from pinchpoint.stats import SequentialBinomial
 
 _N = TypeVar("_N", int, float)
 
 CONFIDENCE = 0.95
-ACHIEVED_RATIO_MIN = 0.9
-"""A stage whose completions stay below this share of the offered rate did not sustain it."""
 
 
 class Tally(msgspec.Struct, frozen=True):
@@ -42,6 +46,13 @@ class Tally(msgspec.Struct, frozen=True):
     def plus(self, other: "Tally") -> "Tally":
         """Both together. Valid for one rate: the sequential test does not mind how its requests were spread."""
         return Tally(_added(self.attainment, other.attainment), _added(self.independent, other.independent))
+
+    def only(self, slo: Slo) -> "Tally":
+        """Without the counts of other SLOs."""
+        return Tally(
+            {text: n for text, n in self.attainment.items() if text == slo.text},
+            {text: n for text, n in self.independent.items() if text == slo.text},
+        )
 
     def counted(self, slo: Slo) -> int:
         return self.attainment.get(slo.text, (0, 0))[1]
@@ -185,46 +196,198 @@ def _isotonic_leans(tallies: Mapping[float, Tally], slos: Sequence[Slo]) -> dict
     return leans
 
 
-def tallies_of(stages: Iterable[StageResult]) -> dict[float, Tally]:
-    """rate -> pooled counts of the open-loop stages at that rate."""
+class StepCounts(msgspec.Struct, frozen=True):
+    """What one step at a fixed rate says. rate_rps: asked. came_rps: arrivals per second as they were: chance makes a
+    step of 100 requests a tenth lighter or heavier than it was asked to be, and the service saw what came. effective:
+    SLO text -> independent share of its requests. sustained: False when the backlog grew all the time. arrived:
+    requests that came_rps was counted from; None: it was not counted."""
+
+    rate_rps: float
+    came_rps: float
+    attainment: Mapping[str, tuple[int, int]]
+    effective: Mapping[str, float]
+    sustained: bool = True
+    arrived: int | None = None
+
+    @property
+    def tally(self) -> Tally:
+        return Tally.of(self.attainment, self.effective)
+
+    def seen(self, slo: Slo) -> Seen:
+        met, counted = self.attainment.get(slo.text, (0, 0))
+        return Seen(self.came_rps, counted - met, counted, self.effective.get(slo.text, 1.0), self.arrived)
+
+
+def tallies_of(steps: Iterable[StepCounts]) -> dict[float, Tally]:
+    """rate -> pooled counts of the steps at that rate."""
     tallies: dict[float, Tally] = {}
-    for stage in stages:
-        if stage.rate_rps is not None and stage.requests:
-            tally = Tally.of(stage.attainment, stage.effective)
-            tallies[stage.rate_rps] = tallies.get(stage.rate_rps, Tally()).plus(tally)
+    for step in steps:
+        tallies[step.rate_rps] = tallies.get(step.rate_rps, Tally()).plus(step.tally)
     return tallies
+
+
+class Proof(msgspec.Struct, frozen=True):
+    """Highest rate that passed the sequential test, lowest that failed it; None where none did."""
+
+    passed_rps: float | None
+    failed_rps: float | None
+
+
+def proof_of(tallies: Mapping[float, Tally], slos: Sequence[Slo], unsustained: Collection[float] = ()) -> Proof:
+    """What the test decides without a model.
+
+    More load is never better: if a rate misses more than is allowed, every higher one does. So what was offered at
+    neighbouring rates is tested together: if from 5 to 7 req/s all requests together pass, then 5 does; if they fail,
+    then 7 does. A backlog that grew fails its rate. Passes at or above a fail do not count.
+    """
+    rates = sorted(tallies)
+    failed = [rate_rps for rate_rps in rates if rate_rps in unsustained]
+    passed: list[float | None] = []
+    for slo in slos:
+        best: float | None = None
+        for i, low_rps in enumerate(rates):
+            pooled = Tally()
+            for high_rps in rates[i:]:
+                pooled = pooled.plus(tallies[high_rps].only(slo))
+                decision = pooled.decide_slo(slo, slos)
+                if decision == "pass":
+                    best = low_rps
+                elif decision == "fail":
+                    failed.append(high_rps)
+        passed.append(best)
+    failed_rps = min(failed, default=None)
+    if not passed or any(rate_rps is None for rate_rps in passed):
+        return Proof(None, failed_rps)
+    passed_rps = min(rate_rps for rate_rps in passed if rate_rps is not None)
+    if failed_rps is not None and passed_rps >= failed_rps:
+        passed_rps = max((rate_rps for rate_rps in rates if rate_rps < failed_rps), default=None)
+    return Proof(passed_rps, failed_rps)
+
+
+CONTRADICTION_RATIO = 1.25
+"""A pass at a rate so far above one that provably failed is chance, a cache or a service that fell silent."""
+
+
+def posterior_of(steps: Sequence[StepCounts], slos: Sequence[Slo]) -> Crossing | None:
+    """What all steps together say of the capacity; None without any.
+
+    A step whose backlog grew says that its rate is too high, and its latencies say nothing: they had only begun to
+    rise. Passes far above a proven fail are left out.
+    """
+    tallies = tallies_of(steps)
+    told: list[list[Seen]] = []
+    for slo in slos:
+        failed_rps = proof_of(tallies, (slo,)).failed_rps or math.inf
+        told.append([step.seen(slo) for step in steps if _tells(step, slo, failed_rps)])
+    return crossing_of(
+        told,
+        [1 - slo.attainment_ratio for slo in slos],
+        [step.came_rps for step in steps if not step.sustained],
+    )
+
+
+def _tells(step: StepCounts, slo: Slo, failed_rps: float) -> bool:
+    met, counted = step.attainment.get(slo.text, (0, 0))
+    lucky = step.rate_rps > CONTRADICTION_RATIO * failed_rps and met >= slo.attainment_ratio * counted
+    return step.sustained and not lucky
+
+
+LOWER_QUANTILE, UPPER_QUANTILE = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
+
+
+def estimate_of(steps: Sequence[StepCounts], slos: Sequence[Slo]) -> tuple[Interval, float | None]:
+    """The interval and the point. Where nothing failed the interval is open above, where nothing passed it is open
+    below, and there is no point: no model says how far it is to what was never seen."""
+    unsustained = {step.rate_rps for step in steps if not step.sustained}
+    tallies = tallies_of(steps)
+    bracket = interval_of(tallies, slos, unsustained)
+    posterior = posterior_of(steps, slos)
+    if bracket.lower_rps is None or bracket.upper_rps is None or posterior is None:
+        return bracket, None
+    lower_rps, upper_rps = _neat(posterior.quantile(LOWER_QUANTILE)), _neat(posterior.quantile(UPPER_QUANTILE))
+    proof = proof_of(tallies, slos, unsustained)
+    return Interval(
+        lower_rps,
+        proof.passed_rps is not None and proof.passed_rps >= lower_rps,
+        upper_rps,
+        proof.failed_rps is not None and proof.failed_rps <= upper_rps,
+    ), _neat(posterior.quantile(0.5))
 
 
 def capacity_of(
     stages: Sequence[StageResult], slos: Sequence[Slo], *, unsustained: frozenset[int] = frozenset()
 ) -> Capacity | None:
-    """Interval from open-loop stages (kinds search, overload, load with a rate). None when there is none.
+    """Capacity from open-loop stages (kinds search, overload, load with a rate). None when there is none.
 
     unsustained: indices of stages that failed because their backlog grew.
     """
-    tallies = tallies_of(stages)
-    if not tallies:
+    steps = [
+        StepCounts(
+            stage.rate_rps,
+            stage.achieved_rps or stage.rate_rps,
+            stage.attainment,
+            stage.effective,
+            stage.index not in unsustained,
+            stage.requests if stage.achieved_rps else None,
+        )
+        for stage in stages
+        if stage.rate_rps is not None and stage.requests
+    ]
+    if not steps:
         return None
-    failed_rates = {stage.rate_rps for stage in stages if stage.index in unsustained and stage.rate_rps is not None}
-    interval = interval_of(tallies, slos, failed_rates)
-    notes: list[str] = []
-    if interval.upper_rps is None:
-        notes.append("no rate failed: the capacity is at least the lower end")
-    if interval.lower_rps is None:
-        notes.append("no rate passed: the capacity is below the upper end")
-    if interval.lower_rps is not None and not interval.lower_proven:
-        notes.append(f"the lower end is a best estimate: {_what_is_missing(tallies[interval.lower_rps], slos)}")
-    if interval.upper_rps is not None and not interval.upper_proven:
-        notes.append("the upper end is a best estimate: too few of its misses are independent to prove a failure")
+    interval, best_rps = estimate_of(steps, slos)
+    tallies = tallies_of(steps)
+    proof = proof_of(tallies, slos, {step.rate_rps for step in steps if not step.sustained})
     return Capacity(
         lower_rps=interval.lower_rps,
         upper_rps=interval.upper_rps,
         confidence=CONFIDENCE,
         proven=(interval.lower_rps is None or interval.lower_proven)
         and (interval.upper_rps is None or interval.upper_proven),
-        limiting_slo=limiting_slo(tallies[interval.upper_rps].attainment, slos) if interval.upper_rps else None,
-        note="; ".join(notes),
+        limiting_slo=_limiting(steps, slos, tallies, interval),
+        note="; ".join(_notes(interval, proof, tallies, slos)),
+        best_rps=best_rps,
+        passed_rps=proof.passed_rps,
+        failed_rps=proof.failed_rps,
     )
+
+
+def _limiting(
+    steps: Sequence[StepCounts], slos: Sequence[Slo], tallies: Mapping[float, Tally], interval: Interval
+) -> str | None:
+    """The SLO that most probably breaks first; None when none breaks."""
+    if interval.upper_rps is None:
+        return None
+    if interval.lower_rps is None:
+        return limiting_slo(tallies[interval.upper_rps].attainment, slos)
+    posterior = posterior_of(steps, slos)
+    assert posterior is not None
+    return slos[max(range(len(slos)), key=lambda k: posterior.by_slo[k])].text
+
+
+def _notes(interval: Interval, proof: Proof, tallies: Mapping[float, Tally], slos: Sequence[Slo]) -> list[str]:
+    if interval.upper_rps is None:
+        notes = ["no rate failed: the capacity is at least the lower end"]
+        if interval.lower_rps is not None and not interval.lower_proven:
+            notes.append(f"the lower end is a best estimate: {_what_is_missing(tallies[interval.lower_rps], slos)}")
+        return notes
+    if interval.lower_rps is None:
+        notes = ["no rate passed: the capacity is below the upper end"]
+        if not interval.upper_proven:
+            notes.append("the upper end is a best estimate: too few of its misses are independent to prove a failure")
+        return notes
+    passed = "no rate passed" if proof.passed_rps is None else f"{proof.passed_rps:g} req/s passed"
+    failed = "none failed" if proof.failed_rps is None else f"{proof.failed_rps:g} req/s failed"
+    if interval.lower_proven and interval.upper_proven:
+        return []
+    ends = {(False, False): "both ends are", (False, True): "the lower end is", (True, False): "the upper end is"}
+    which = ends[interval.lower_proven, interval.upper_proven]
+    return [f"{which} estimated from all steps together; on its own, {passed} and {failed} the sequential test"]
+
+
+def _neat(rate_rps: float) -> float:
+    """Three significant digits: a rate that a person can read, type and compare."""
+    return float(f"{rate_rps:.3g}")
 
 
 def _what_is_missing(tally: Tally, slos: Sequence[Slo]) -> str:

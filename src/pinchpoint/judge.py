@@ -127,6 +127,8 @@ def _answer(
         carried = "held its SLOs at the concurrency tested" if not f.failing else "misses its SLOs as loaded"
     elif capacity.lower_rps is not None and capacity.upper_rps is not None:
         carried = f"carries {_rate(capacity.lower_rps)} to {_rate(capacity.upper_rps)} req/s within its SLOs"
+        if capacity.best_rps is not None:
+            carried += f", most likely {_rate(capacity.best_rps)}"
     elif capacity.lower_rps is not None:
         if top is not None and top.kind == "healthy":
             return f"no bottleneck below the limit of this test: every SLO held up to {_rate(capacity.lower_rps)} req/s"

@@ -135,11 +135,13 @@ class Stage(msgspec.Struct, frozen=True):
 
 
 class Capacity(msgspec.Struct, frozen=True):
-    """Highest offered rate whose attainment meets every SLO, as an interval.
+    """Highest offered rate whose attainment meets every SLO in the long run, as a point and an interval.
 
-    lower_rps: highest rate that passed; None if none did. upper_rps: lowest rate that failed; None if none did, and
-    then capacity is "at least lower_rps". confidence: of each pass and fail decision. proven: both ends were decided
-    by the sequential test; False means that an end is the best estimate from too few requests.
+    lower_rps, upper_rps: the capacity lies between them with probability `confidence`, by all steps together. lower_rps
+    is None if no rate passed. upper_rps is None if no rate failed, and then the capacity is "at least lower_rps", the
+    highest rate that passed. best_rps: the median; None where an end is. proven: the sequential test alone says so: a
+    rate at or above lower_rps passed and one at or below upper_rps failed. passed_rps, failed_rps: the highest rate
+    that passed the test and the lowest that failed it; None if none did.
     """
 
     lower_rps: float | None
@@ -148,6 +150,9 @@ class Capacity(msgspec.Struct, frozen=True):
     proven: bool
     limiting_slo: str | None
     note: str = ""
+    best_rps: float | None = None
+    passed_rps: float | None = None
+    failed_rps: float | None = None
 
 
 class Evidence(msgspec.Struct, frozen=True):

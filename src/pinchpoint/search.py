@@ -2,15 +2,14 @@
 
     warm-up     one user, until its latencies are stationary; gives the unloaded latency and, if none were given, SLOs
     bracket     open-loop Poisson steps, the rate growing geometrically until a step fails
-    bisect      steps between the highest pass and the lowest fail, first where the failing step's throughput points
-    prove       the highest pass again, for as long as the sequential test needs and the budget allows
+    refine      steps where the capacity is believed to be, each under the queue that the one before left behind
     overload    one step beyond the capacity, long enough to see what gives way
     recovery    one user, until the service is itself again
 
 A step is judged by sequential binomial tests, one per SLO, over its requests in the order they were scheduled: a
-request counts only when all before it are decided, so that fast answers do not come first and flatter the step. Steps
-of bracket and bisect stop as soon as they fail, or when they lean to pass after enough requests; only the ends of the
-interval need to be proven.
+request counts only when all before it are decided, so that fast answers do not come first and flatter the step. Where
+to go next is read from the posterior of the capacity over all steps so far (crossing.py), and a step ends when it
+has become sure that the capacity is elsewhere.
 
 Everything here happens through a Driver, so the same search runs against a real service and in virtual time.
 """
@@ -21,7 +20,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 import numpy as np
 
-from pinchpoint.capacity import Tally, interval_of, requests_needed
+from pinchpoint.capacity import StepCounts, Tally, estimate_of, posterior_of, requests_needed, tallies_of
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.errors import UnsupportedMeasurementError
 from pinchpoint.load.messages import Outcome
@@ -59,18 +58,37 @@ BRACKET_STEP_E2E = 3.0
 """Length of a bracket step in unloaded end-to-end times: one to settle, the rest to see requests end."""
 STEP_REQUESTS_MIN = 10
 """A step is made long enough for so many requests, and a very low rate is tried only if so many fit."""
+REFINE_PLACES = (0.5, 0.8, 0.35, 0.65, 0.5, 0.8, 0.2)
+"""Where the next step goes, as quantiles of the posterior, in turn. More above than below: misses tell more than
+their absence."""
+NARROW_BUDGET_RATIO, NARROW_E2E = 0.1, 10.0
+"""A step in a narrow interval takes at least this share of the budget, and so many loaded end-to-end times: queues
+near the capacity need long to show what they do."""
+WIDE_SHARE, NARROW_SHARE = 0.15, 0.3
+"""Share of the time left for a step while the interval is wide, and when it is narrow."""
+REFINE_MAX_S = 120.0
+ELSEWHERE_PROBABILITY = 0.98
+"""A step ends when the capacity is so surely above or below its rate."""
+RETHINK_RATIO, RETHINK_MIN_S = 0.05, 2.0
+"""The posterior is computed again so often: in shares of the step's length, and no oftener than that."""
+LOOK_RATIO = 0.01
+"""The counts of a step are looked at again when it has become so much longer."""
+EASE_FACTOR = 3.0
+"""A step hands its queue on when no more requests are in flight than so many times what its rate keeps without one."""
+SETTLE_MAX_SHARE = 1 / 3
+"""Of a step at most so much is left out because it had not settled."""
+TOLD_ENOUGH_FACTOR = 6.0
+"""So many times the allowed misses end a step near the capacity: more of them would tell no more."""
 PROVE_REQUESTS_MIN = 10
 """A proof that still lacks requests is given at least so many: the count without a miss is the best case."""
 FIRST_CONCURRENCY = 1.0
 """The first rate keeps about this many requests in flight on an unloaded service (Little's law)."""
-RESOLUTION_RATIO = 1.10
-"""The interval is narrow enough when its ends differ by a tenth."""
+PRECISE_RATIO = 1.12
+"""The search ends early when both ends are proven and this close."""
 WIDE_RATIO = 1.5
-"""An interval this wide is narrowed first, though the present lower end may then stay unproven."""
-REPEATS_MAX = 3
-"""Steps at one rate to prove a failure; beyond, the time is better spent on another rate."""
-THROUGHPUT_MARGIN = 0.93
-"""Next guess below a failing step's throughput: a queue needs some slack to be stable."""
+WIDE_STEPS = 3
+"""An interval this wide is narrowed in short steps, but no more of them than that: what then is still wide needs more
+requests, not other rates."""
 BACKLOG_PREFIX = "backlog grows"
 """How the reason of a stage begins that failed because it was not sustained; the judge knows it by this."""
 LEANS_TO_FAIL = " (leans to fail)"
@@ -103,6 +121,24 @@ class Baseline(msgspec.Struct, frozen=True):
     planned_input_tokens: float
 
 
+class _Taken:
+    """A step that was taken: its state as long as answers are missing, and then only its counts."""
+
+    def __init__(self, state: StepState, end_ns: int, *, sustained: bool) -> None:
+        self._state: StepState | None = state
+        self._end_ns = end_ns
+        self._counts: StepCounts | None = None
+        self.sustained = sustained
+
+    def counts(self, slos: Sequence[Slo], now_ns: int) -> StepCounts:
+        if self._state is not None:
+            self._counts = self._state.counts(slos, now_ns, until_ns=self._end_ns)
+            if not self._state.pending:
+                self._state = None
+        assert self._counts is not None
+        return msgspec.structs.replace(self._counts, sustained=self.sustained)
+
+
 class Search:
     """One search. `run` returns normally when the search is over; what was measured is with the observer."""
 
@@ -116,12 +152,13 @@ class Search:
         self.baseline: Baseline | None = None
         self.on_baseline: Callable[[Baseline], None] | None = None
         """Called once the unloaded latencies are known, before the first search step (prompts are re-fitted)."""
-        self._unsustained: set[float] = set()
-        self._counts: dict[float, Tally] = {}
-        """rate -> pooled counts of every step at that rate: the test is valid however the requests were spread."""
+        self._taken: list[_Taken] = []
+        """Every step of search and overload, in their order."""
         self._throughput: dict[float, float] = {}
         """rate -> successful completions per second of the last step at that rate."""
-        self._repeats: dict[float, int] = {}
+        self._requests_sent = 0
+        self._loaded_e2e_s = 0.0
+        """Median end-to-end time in the last step."""
         self._slowed = False
         """Whether the last search step was answered visibly slower than the unloaded service answers."""
 
@@ -224,9 +261,9 @@ class Search:
         self._steps.phase = "search"
         assert self.baseline is not None
         rate_rps = FIRST_CONCURRENCY / self.baseline.e2e_s
-        ceiling_rps = self._plan.max_rate_rps or math.inf
+        ceiling_rps = self._ceiling_rps
         step_s = min(STEP_RANGE_S[1], max(STEP_RANGE_S[0], BRACKET_STEP_E2E * self.baseline.e2e_s))
-        while not self._counts or self._search_left_s > min(step_s, STEP_RANGE_S[1]):
+        while not self._taken or self._search_left_s > min(step_s, STEP_RANGE_S[1]):
             rate_rps = min(rate_rps, ceiling_rps)
             if self._step(_neat(rate_rps), max_s=step_s, drain=False) == "fail":
                 rate_rps /= BRACKET_FACTOR**2
@@ -242,7 +279,8 @@ class Search:
                     rate_rps = ceiling_rps
 
     def _refine(self) -> None:
-        """Narrows the interval while it is wide and proves its ends, as far as the budget goes."""
+        """Narrows the interval, as far as the budget goes."""
+        turn = 0
         while self._search_left_s > STEP_RANGE_S[0]:
             left_s = self._search_left_s
             if self._lower is None:
@@ -252,26 +290,45 @@ class Search:
                     return
                 self._step(_neat(below_rps))
                 continue
-            lower_s = self._prove_s(self._lower, latency_only=True)
-            next_rps = self._next_rate()
             if self._upper is None:
                 # Nothing failed and nothing else is left to do: all the time goes into the one rate that counts.
-                if lower_s > 0:
+                if self._prove_s(self._lower, latency_only=True) > 0:
                     rest_s = max(left_s, self._steps.left_s - RECOVERY_RESERVE_S)
                     self._step(self._lower, max_s=rest_s, prove=True)
                 return
-            if next_rps and (self._upper / self._lower > WIDE_RATIO or left_s > self._step_max_s() + lower_s):
-                self._step(next_rps)
-            elif 0 < lower_s <= left_s:
-                self._step(self._lower, max_s=left_s, prove=True)
-            elif not self._steps.interval.upper_proven and self._repeats.get(self._upper, 0) < REPEATS_MAX:
-                self._step(self._upper)
-            elif next_rps:
-                self._step(next_rps)
-            elif 0 < self._prove_s(self._lower, latency_only=False) <= left_s:
-                self._step(self._lower, max_s=left_s, prove=True)
-            else:
+            posterior = posterior_of(self._seen(), self.slos)
+            assert posterior is not None
+            interval = self._steps.interval
+            width = self._upper / self._lower
+            if width <= PRECISE_RATIO and interval.lower_proven and interval.upper_proven:
                 return
+            rate_rps = min(posterior.quantile(REFINE_PLACES[turn % len(REFINE_PLACES)]), self._ceiling_rps)
+            self._step(_neat(rate_rps), max_s=self._refine_s(width, turn), carry=True)
+            turn += 1
+
+    def _refine_s(self, width: float, turn: int) -> float:
+        assert self.baseline is not None
+        left_s = self._search_left_s
+        if width > WIDE_RATIO and turn < WIDE_STEPS:
+            wanted_s = max(WIDE_SHARE * left_s, 4 * self._loaded_e2e_s)
+        else:
+            wanted_s = max(NARROW_SHARE * left_s, NARROW_BUDGET_RATIO * self._plan.budget_s)
+            wanted_s = max(wanted_s, NARROW_E2E * self._loaded_e2e_s)
+        step_s = min(max(wanted_s, STEP_RANGE_S[0]), REFINE_MAX_S)
+        return left_s if left_s < 1.5 * step_s else step_s
+
+    def _seen(self) -> list[StepCounts]:
+        """Counts of every step so far."""
+        now_ns = self._driver.now_ns()
+        return [taken.counts(self.slos, now_ns) for taken in self._taken]
+
+    def _pooled(self, rate_rps: float) -> Tally:
+        """Counts of all steps so far at one rate: the test is valid however the requests were spread."""
+        return tallies_of(self._seen()).get(rate_rps, Tally())
+
+    @property
+    def _ceiling_rps(self) -> float:
+        return self._plan.max_rate_rps or math.inf
 
     @property
     def _lower(self) -> float | None:
@@ -281,26 +338,13 @@ class Search:
     def _upper(self) -> float | None:
         return self._steps.interval.upper_rps
 
-    def _next_rate(self) -> float | None:
-        """Between the ends; first where the failing step's throughput says that the queue would be stable.
-
-        None when the ends are close or there is no end to go by.
-        """
-        if self._lower is None or self._upper is None or self._upper / self._lower <= RESOLUTION_RATIO:
-            return None
-        rate_rps = math.sqrt(self._lower * self._upper)
-        sustained_rps = THROUGHPUT_MARGIN * self._throughput.get(self._upper, 0.0)
-        if self._lower * RESOLUTION_RATIO < sustained_rps < self._upper / RESOLUTION_RATIO:
-            rate_rps = sustained_rps
-        return _neat(rate_rps) if _neat(rate_rps) not in self._counts else None
-
     def _prove_s(self, rate_rps: float, *, latency_only: bool) -> float:
         """Time that proving this rate still takes if nothing more is missed; 0 when it is decided.
 
         The errors SLO allows so few misses that proving it takes several times as long as the latency SLOs; it is
         proven only when time is left over, and else the answer says how far the evidence goes.
         """
-        tally = self._counts.get(rate_rps, Tally())
+        tally = self._pooled(rate_rps)
         missing = 0.0
         for slo in self.slos:
             if latency_only and slo.metric == "errors":
@@ -438,11 +482,14 @@ class Search:
         decide_early: bool = True,
         prove: bool = False,
         drain: bool = True,
+        carry: bool = False,
     ) -> str:
         """Runs one open-loop step and returns its decision: pass or fail (undecided ones lean), mild for an overload
         step that was ended because it does not break the service.
 
         drain=False: a step that clearly passes does not wait for its last answers; they go on under the next step.
+        carry=True: no step waits, but for a queue that grew to go down, so that the next one does not begin with an
+        idle service; and it ends when the capacity is surely elsewhere.
         """
         assert self.baseline is not None
         max_s = max_s or max(self._step_max_s(), min(STEP_REQUESTS_MIN / rate_rps, self._search_left_s))
@@ -450,50 +497,87 @@ class Search:
         min_s = settle_s + min(max(2.0, 2 * self.baseline.e2e_s), max_s / 2)
         self._steps.rate_rps = rate_rps
         self._steps.detail = f"{'proving ' if prove else ''}{rate_rps:g} req/s"
-        asked = self._scheduler.open_loop(len(self._steps.stages), rate_rps, max_s)
+        if carry:
+            settle_s = min(max(settle_s, self._loaded_e2e_s), SETTLE_MAX_SHARE * max_s)
+        asked = self._scheduler.open_loop(len(self._steps.stages), rate_rps, max_s, lengths_from=self._requests_sent)
+        earlier, earlier_here = self._seen(), self._pooled(rate_rps)
         state, t0_ns = self._steps.begin(asked, kind, settle_ns=round(settle_s * NS_PER_S))
         decision, reason = "undecided", ""
+        look_s = rethink_s = 0.0
+        settled, buried = not carry, False
         while True:
             self._steps.poll(state)
             now_ns = self._driver.now_ns()
             elapsed_s = (now_ns - t0_ns) / NS_PER_S
+            if elapsed_s >= max_s:
+                break
+            if not settled:
+                # What was inherited from the step before must be gone, or this step would be judged by that one's rate.
+                inherited = self._steps.in_flight - len(state.pending)
+                settled = elapsed_s >= settle_s and not inherited
+                state.resettle(now_ns - t0_ns)
+                min_s = rethink_s = elapsed_s + max(2.0, self._loaded_e2e_s)
+                if inherited and elapsed_s >= SETTLE_MAX_SHARE * max_s:
+                    buried = True
+                    break
+                continue
+            if elapsed_s < look_s:
+                continue
+            look_s = elapsed_s * (1 + LOOK_RATIO)
             if decide_early:
-                tally = state.tally(self.slos, now_ns)
-                pooled = tally.plus(self._counts.get(rate_rps, Tally()))
+                counts = state.counts(self.slos, now_ns, until_ns=now_ns)
+                pooled = counts.tally.plus(earlier_here)
                 growth_rps = state.backlog_growth_rps()
                 decision, reason = pooled.decide(self.slos)
                 if decision != "fail" and elapsed_s >= min_s and growth_rps > BACKLOG_SHARE * rate_rps:
                     decision, reason = "fail", _backlog(growth_rps)
-                if decision == "fail" and not self._steps.loses_contact:
+                if self._steps.loses_contact:
+                    continue
+                if carry:
+                    if elapsed_s >= rethink_s:
+                        rethink_s = elapsed_s + max(RETHINK_MIN_S, RETHINK_RATIO * max_s)
+                        if self._is_elsewhere([*earlier, counts]) or self._is_hopeless(pooled, TOLD_ENOUGH_FACTOR):
+                            break
+                    continue
+                if decision == "fail":
                     break
                 if elapsed_s >= min_s and growth_rps == 0.0 and self._may_stop(pooled, prove):
                     break
-                if elapsed_s >= min_s and self._is_hopeless(pooled) and not self._steps.loses_contact:
+                if elapsed_s >= min_s and self._is_hopeless(pooled):
                     break
-            elif kind == "overload" and elapsed_s >= min_s and self._is_mild(state.tally(self.slos, now_ns)):
+            elif (
+                kind == "overload"
+                and elapsed_s >= min_s + self._patience_s
+                and self._is_mild(state.tally(self.slos, now_ns))
+            ):
                 state.kind, decision = "search", "mild"
-                break
-            if elapsed_s >= max_s:
                 break
         end_ns = min(self._driver.now_ns(), t0_ns + round(max_s * NS_PER_S))
         self._driver.stop_issue()
         throughput = self._throughput_of(state, end_ns)
         growth_rps = state.backlog_growth_rps()
-        if drain or decision == "fail" or not self._is_known(state.tally(self.slos, end_ns)):
-            self._steps.drain(state, cancel_after_s=self._drain_s(decision))
-        tally = state.tally(self.slos, self._driver.now_ns())
-        mild = decision == "mild"
+        mild, early = decision == "mild", decision == "fail"
+        calm = True
+        if carry and not buried:
+            heavy = self._is_hopeless(state.tally(self.slos, end_ns))
+            calm = self._steps.ease(state, in_flight=self._bearable(state, heavy), within_s=self._drain_s("none"))
+        calm = calm and not buried
+        if not calm or (not carry and (drain or early or not self._is_known(state.tally(self.slos, end_ns)))):
+            self._steps.drain(state, cancel_after_s=0.0 if carry else self._drain_s(decision))
+        taken = _Taken(state, end_ns, sustained=growth_rps <= BACKLOG_SHARE * rate_rps)
+        self._taken.append(taken)
+        self._requests_sent += len(state.outcomes) + len(state.pending)
+        self._loaded_e2e_s = max(self.baseline.e2e_s, _median([o.e2e_s for o in state.outcomes.values()]) or 0.0)
+        tally = taken.counts(self.slos, self._driver.now_ns()).tally
         if kind == "search":
-            tally = tally.plus(self._counts.get(rate_rps, Tally()))
-            self._counts[rate_rps] = tally
+            tally = tally.plus(earlier_here)
             self._throughput[rate_rps] = throughput
             self._slowed = self._is_slower_than_unloaded(state)
-        if decision != "fail":
+        if not early or carry:
             decision, reason = tally.decide(self.slos)
         if decision != "fail" and growth_rps > BACKLOG_SHARE * rate_rps:
             decision, reason = "fail", _backlog(growth_rps)
-        if decision == "fail" and reason.startswith(BACKLOG_PREFIX):
-            self._unsustained.add(rate_rps)
+        taken.sustained = not reason.startswith(BACKLOG_PREFIX)
         if decision == "undecided" and not self._leans_pass(tally):
             reason += LEANS_TO_FAIL
         self._steps.end(state, state.kind, decision, reason, t1_ns=end_ns)
@@ -502,11 +586,29 @@ class Search:
         if mild:
             return "mild"
         if kind == "search":
-            self._repeats[rate_rps] = self._repeats.get(rate_rps, 0) + 1
-            self._steps.interval = interval_of(self._counts, self.slos, self._unsustained)
-            if leaning == "fail":
+            self._steps.interval, _ = estimate_of(self._seen(), self.slos)
+            if leaning == "fail" and not (carry and calm):
                 self._recover()
         return leaning
+
+    def _is_elsewhere(self, steps: Sequence[StepCounts]) -> bool:
+        """Whether the capacity is surely above or below the rate of the last of these steps."""
+        posterior = posterior_of(steps, self.slos)
+        below = posterior.below(steps[-1].rate_rps) if posterior is not None else 0.5
+        return not 1 - ELSEWHERE_PROBABILITY < below < ELSEWHERE_PROBABILITY
+
+    def _bearable(self, state: StepState, heavy: bool) -> float:
+        """Requests in flight that the next step may inherit: EASE_FACTOR times what the rate keeps there when none of
+        them waits, by Little's law, with answers as much slower than the idle service's as their tokens came slower.
+        After a step that was far too heavy, what the rate keeps in an idle service: the next one will be lighter."""
+        assert self.baseline is not None
+        slower = 1.0
+        if heavy:
+            return self.baseline.e2e_s * (state.asked.rate_rps or 0.0) + 1
+        tpot_s = _median([o.tpot_s for o in state.outcomes.values()])
+        if tpot_s is not None and self.baseline.tpot_s:
+            slower = max(1.0, tpot_s / self.baseline.tpot_s)
+        return EASE_FACTOR * slower * self.baseline.e2e_s * (state.asked.rate_rps or 0.0) + 1
 
     def _step_max_s(self) -> float:
         assert self.baseline is not None
@@ -533,6 +635,11 @@ class Search:
         """A step in which nothing was decided says nothing against its rate."""
         return tally.leans_pass(self.slos) or not any(map(tally.counted, self.slos))
 
+    @property
+    def _patience_s(self) -> float:
+        """Longest limit of an SLO on a whole request: a queue shows in it no sooner."""
+        return max((slo.limit for slo in self.slos if slo.metric in ("ttft", "e2e")), default=0.0)
+
     def _is_mild(self, tally: Tally) -> bool:
         if max(map(tally.counted, self.slos)) < MILD_REQUESTS:
             return False
@@ -543,12 +650,12 @@ class Search:
         """Whether the step passes so far and enough of its requests have ended to say so for every SLO."""
         return self._leans_pass(tally) and min(map(tally.counted, self.slos)) >= STEP_REQUESTS_MIN
 
-    def _is_hopeless(self, tally: Tally) -> bool:
+    def _is_hopeless(self, tally: Tally, factor: float = HOPELESS_FACTOR) -> bool:
         """Far more misses than allowed, though not yet proven, because they come in runs: the time is better spent."""
         for slo in self.slos:
             met, counted = tally.attainment.get(slo.text, (0, 0))
             misses = counted - met
-            if misses >= HOPELESS_MISSES and misses > HOPELESS_FACTOR * (1 - slo.attainment_ratio) * counted:
+            if misses >= HOPELESS_MISSES and misses > factor * (1 - slo.attainment_ratio) * counted:
                 return True
         return False
 

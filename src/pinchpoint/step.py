@@ -3,7 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from pinchpoint.capacity import Tally
+import numpy as np
+
+from pinchpoint.capacity import StepCounts, Tally
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.load.messages import Outcome, Pending
 from pinchpoint.model import Slo, StageKind
@@ -35,13 +37,25 @@ class StepState:
         self.backlog: list[tuple[float, int]] = []
         self.unissued: dict[int, int] = {}
         """worker -> requests it may still send, as it said last since t0."""
-        schedule = asked.schedule
+        self.resettle(settle_ns)
+
+    def resettle(self, settle_ns: int) -> None:
+        """Requests due before t0_ns + settle_ns do not count."""
+        self.settle_ns = settle_ns
+        schedule = self.asked.schedule
         settled = (schedule.offset_ns != AFTER) & (schedule.offset_ns >= settle_ns)
         self._order: list[int] = schedule.request_id[settled].tolist()
+        self._offsets_ns: np.ndarray = np.sort(schedule.offset_ns[settled])
         self._class_ids: list[int] = schedule.class_id[settled].tolist()
 
     def tally(self, slos: Sequence[Slo], now_ns: int) -> Tally:
-        """Counts per SLO over the longest decided prefix, of its class where it has one."""
+        """The counts as a Tally."""
+        counts = self.counts(slos, now_ns, until_ns=now_ns)
+        return Tally.of(counts.attainment, counts.effective)
+
+    def counts(self, slos: Sequence[Slo], now_ns: int, *, until_ns: int, sustained: bool = True) -> StepCounts:
+        """Counts per SLO over the longest decided prefix, of its class where it has one. until_ns: when the step
+        stopped sending; arrivals are counted from where it had settled up to there."""
         attainment: dict[str, tuple[int, int]] = {}
         effective: dict[str, float] = {}
         for slo in slos:
@@ -54,7 +68,11 @@ class StepState:
                     outcomes.append(verdict)
             attainment[slo.text] = (outcomes.count(True), len(outcomes))
             effective[slo.text] = effective_ratio(outcomes)
-        return Tally.of(attainment, effective)
+        rate_rps = self.asked.rate_rps or 0.0
+        window_ns = until_ns - self.t0_ns - self.settle_ns
+        arrived = int(np.searchsorted(self._offsets_ns, until_ns - self.t0_ns))
+        came_rps = arrived / window_ns * NS_PER_S if arrived and window_ns > 0 else rate_rps
+        return StepCounts(rate_rps, came_rps, attainment, effective, sustained, arrived or None)
 
     def _of(self, slo: Slo) -> list[int]:
         """Settled requests that the SLO is about, in order."""

@@ -78,6 +78,8 @@ class Stepper:
         self.lines: list[tuple[float, str, str]] = []
         self._begun_ns = driver.now_ns()
         self._current: StepState | None = None
+        self._live: dict[int, StepState] = {}
+        """stage -> what is known of it: the running stage and those before it that still wait for answers."""
         self._ended: deque[tuple[int, Outcome]] = deque(maxlen=20_000)
         self._shown_ns = -NS_PER_S
         self._completed = self._failed = 0
@@ -104,6 +106,11 @@ class Stepper:
         """Whether the last requests failed to connect: the service may be gone, and the step decides nothing yet."""
         return self._failures_in_a_row >= LOST_FAILURES
 
+    @property
+    def in_flight(self) -> int:
+        """Unanswered requests of the running stage and of those before it."""
+        return sum(len(state.pending) for state in self._live.values())
+
     def since_s(self, t0_ns: int) -> float:
         return (self._driver.now_ns() - t0_ns) / NS_PER_S
 
@@ -117,6 +124,8 @@ class Stepper:
         t0_ns = self._driver.now_ns() + round(LEAD_S * NS_PER_S)
         self._observer.on_schedule(asked.schedule)
         state = self._current = StepState(asked, t0_ns, settle_ns, kind)
+        self._live = {stage: earlier for stage, earlier in self._live.items() if earlier.pending}
+        self._live[len(self.stages)] = state
         self._driver.start_step(len(self.stages), t0_ns, asked.schedule, asked.slots)
         return state, t0_ns
 
@@ -163,8 +172,7 @@ class Stepper:
         running stage is ended before.
         """
         came = self._receive(state)
-        if len(state.pending) > self._plan.max_in_flight:
-            unanswered = len(state.pending)
+        if (unanswered := self.in_flight) > self._plan.max_in_flight:
             self.interrupt("more requests were unanswered than the guard allows")
             raise GuardError(
                 f"stopped by the guard: {unanswered} requests were unanswered, {self._plan.max_in_flight} are allowed "
@@ -181,28 +189,27 @@ class Stepper:
 
     def _receive(self, state: StepState) -> bool:
         updates = self._driver.poll(POLL_S)
-        stage = len(self.stages)
         for update in updates:
             self._tokens[update.worker] = update.tokens
             self._client_busy.append(update.busy_ratio)
             for outcome in update.outcomes:
                 self._ended.append((update.t_ns, outcome))
                 self._count(outcome)
-                if outcome.stage == stage:
-                    state.outcomes[outcome.request_id] = outcome
+                if (of_stage := self._live.get(outcome.stage)) is not None:
+                    of_stage.outcomes[outcome.request_id] = outcome
+                    of_stage.pending.pop(outcome.request_id, None)
             for pending in update.pending:
-                if pending.stage == stage:
-                    state.pending[pending.request_id] = pending
-            for request_id in state.pending.keys() & state.outcomes.keys():
-                del state.pending[request_id]
+                of_stage = self._live.get(pending.stage)
+                if of_stage is not None and pending.request_id not in of_stage.outcomes:
+                    of_stage.pending[pending.request_id] = pending
             if update.t_ns >= state.t0_ns:
                 state.unissued[update.worker] = update.unissued
-            state.backlog.append(((update.t_ns - state.t0_ns) / NS_PER_S, len(state.pending)))
+            state.backlog.append(((update.t_ns - state.t0_ns) / NS_PER_S, self.in_flight))
             self._token_history.append((update.t_ns, sum(self._tokens.values())))
         now_ns = self._driver.now_ns()
         if updates and now_ns - self._shown_ns >= PROGRESS_PERIOD_S * NS_PER_S:
             self._shown_ns = now_ns
-            self._observer.on_progress(self._progress(len(state.pending)))
+            self._observer.on_progress(self._progress(self.in_flight))
         return bool(updates)
 
     def interrupt(self, reason: str) -> None:
@@ -228,14 +235,23 @@ class Stepper:
         """Waits for what is in flight; withdraws what has not ended after a while."""
         deadline_ns = self._driver.now_ns() + round(cancel_after_s * NS_PER_S)
         first = True
-        while first or (state.pending and self._driver.now_ns() < deadline_ns):
+        while first or (self.in_flight and self._driver.now_ns() < deadline_ns):
             first = False
             self._receive(state)
-        if state.pending:
+        if self.in_flight:
             self._driver.cancel("the step was decided")
             give_up_ns = self._driver.now_ns() + round(CANCEL_PATIENCE_S * NS_PER_S)
-            while state.pending and self._driver.now_ns() < give_up_ns:
+            while self.in_flight and self._driver.now_ns() < give_up_ns:
                 self._receive(state)
+
+    def ease(self, state: StepState, *, in_flight: float, within_s: float) -> bool:
+        """Waits until no more than `in_flight` requests are unanswered; they go on under the next step. False when
+        that takes longer than `within_s`."""
+        deadline_ns = self._driver.now_ns() + round(within_s * NS_PER_S)
+        self._receive(state)
+        while self.in_flight > in_flight and self._driver.now_ns() < deadline_ns:
+            self._receive(state)
+        return self.in_flight <= in_flight
 
     def _progress(self, in_flight: int) -> Progress:
         now_ns = self._driver.now_ns()

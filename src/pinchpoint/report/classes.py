@@ -15,14 +15,15 @@ CLASSES_SHOWN = 8
 
 
 def telling_stage(verdict: Verdict) -> StageResult | None:
-    """The step whose classes say most: the one with most requests at the rate that is carried, else at the lowest rate
-    that was tested, else the one with most requests. None where there is one class."""
+    """The step whose classes say most: the one with most requests at the highest rate that is surely carried, else at
+    the lowest rate that was tested, else the one with most requests. None where there is one class."""
     stages = [stage for stage in verdict.stages if stage.kind in words.LOADED_KINDS and stage.classes]
     if not stages:
         return None
     carried_rps = verdict.capacity.lower_rps if verdict.capacity is not None else None
     rates_rps = [stage.rate_rps for stage in stages if stage.rate_rps is not None]
-    wanted_rps = carried_rps if carried_rps in rates_rps else min(rates_rps, default=None)
+    carried = [rate_rps for rate_rps in rates_rps if carried_rps is not None and rate_rps <= carried_rps]
+    wanted_rps = max(carried, default=min(rates_rps, default=None))
     return max(stages, key=lambda stage: (stage.rate_rps == wanted_rps, stage.requests))
 
 

@@ -87,6 +87,10 @@ def capacity_figure(capacity: Capacity | None) -> str:
 def capacity_confidence(capacity: Capacity | None) -> str:
     if capacity is None:
         return "no step with a fixed rate was judged"
+    if capacity.best_rps is not None:
+        level = f"{capacity.confidence:.0%}".replace("%", " %")
+        how = "which the sequential test alone proves" if capacity.proven else "an estimate from all steps together"
+        return f"best {offered(capacity.best_rps)} req/s; {level} interval, {how}"
     if capacity.proven:
         ends = "decided" if capacity.lower_rps is None or capacity.upper_rps is None else "both ends decided"
         return f"{ends} at {capacity.confidence:.0%} confidence".replace("%", " %")

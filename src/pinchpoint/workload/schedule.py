@@ -104,9 +104,12 @@ class Scheduler:
         """Raises UsageError for a patience that cannot be read."""
         return cls(plan.seed, traffic, _patience(plan), forest(plan.stages)[1])
 
-    def open_loop(self, stage: int, rate_rps: float, duration_s: float) -> StageLoad:
-        """Poisson arrivals at one rate on [0, duration_s), of the plan's workload."""
-        return self.stage(stage, OpenStage(rate_rps=rate_rps, duration_s=duration_s))
+    def open_loop(self, stage: int, rate_rps: float, duration_s: float, *, lengths_from: int = 0) -> StageLoad:
+        """Poisson arrivals at one rate on [0, duration_s), of the plan's workload. lengths_from: place in the sequence
+        of classes and lengths at which it begins; steps that go on where others ended are together a better sample of
+        the workload than steps that all have the same requests."""
+        load = self._open_stage(stage, OpenStage(rate_rps=rate_rps, duration_s=duration_s), lengths_from)
+        return replace(load, classes=tuple(one.name for one in self.traffic.classes))
 
     def closed_loop(self, stage: int, concurrency: int, requests: int) -> StageLoad:
         """`requests` for so many users who do not think between two conversations."""
@@ -133,15 +136,16 @@ class Scheduler:
                 load = self._open_stage(stage, spec)
         return replace(load, classes=tuple(one.name for one in self.traffic.classes))
 
-    def _open_stage(self, stage: int, spec: OpenKind) -> StageLoad:
+    def _open_stage(self, stage: int, spec: OpenKind, lengths_from: int = 0) -> StageLoad:
         arrivals, profile = parse_arrivals(spec.arrivals), profile_of(spec)
         duration_s = _open_duration_s(spec)
         generator = self._generator(ARRIVALS, stage)
         offsets = offsets_ns(arrivals, profile, generator, duration_s=duration_s, count=spec.requests)
         mix = self.traffic.mix(spec.workload)
-        rows = self._chained(stage, offsets, self._classes(CLASSES, mix, 0, len(offsets)))
+        rows = self._chained(stage, offsets, self._classes(CLASSES, mix, lengths_from, len(offsets)))
         sessions = self._sessions(int(rows.place.max()) + 1 if len(offsets) else 0)
-        schedule = self._rows(stage, 0, offsets, sessions[rows.place] if len(offsets) else sessions, rows)
+        session_id = sessions[rows.place] if len(offsets) else sessions
+        schedule = self._rows(stage, 0, offsets, session_id, rows, lengths_from=lengths_from)
         return StageLoad(
             schedule,
             _end_ns(schedule, duration_s),
@@ -288,10 +292,11 @@ class Scheduler:
         prefix_id: np.ndarray | None = None,
         input_tokens: np.ndarray | None = None,
         output_tokens: np.ndarray | None = None,
+        lengths_from: int | None = None,
     ) -> Schedule:
-        """Rows at the places [first, first + n) of a stage."""
+        """Rows at the places [first, first + n) of a stage. lengths_from: place of their lengths; None: first."""
         count = len(offset_ns)
-        drawn_in, drawn_out = self._lengths(rows, first)
+        drawn_in, drawn_out = self._lengths(rows, first if lengths_from is None else lengths_from)
         if self.patience is None:
             patience_ns = np.full(count, NEVER)
         else:
