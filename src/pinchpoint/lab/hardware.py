@@ -37,6 +37,8 @@ class Gpu(msgspec.Struct, frozen=True):
     idle_power_ratio: float = 0.10
     memory_power_ratio: float = 0.35
     stream_power_ratio: float = 0.12
+    product_name: str = ""
+    """As its driver calls it."""
     uncertain: bool = False
 
     def flops_per_s(self, precision: Precision) -> float:
@@ -53,20 +55,28 @@ GPUS = {
     gpu.name: gpu
     for gpu in (
         Gpu("A100", 80 * GIB_BYTES, 2.039e12, 312e12, 300e9, None, "nvlink", 32e9, 400.0, 1.410e9, 1.593e9,
-            idle_power_ratio=0.14, memory_power_ratio=0.60, stream_power_ratio=0.16),
-        Gpu("H100", 81_559 * MIB_BYTES, 3.35e12, 989e12, 450e9, 1979e12, "nvlink", 64e9, 700.0, 1.980e9, 2.619e9),
-        Gpu("H200", 141e9, 4.8e12, 989e12, 450e9, 1979e12, "nvlink", 64e9, 700.0, 1.980e9, 3.201e9),
+            idle_power_ratio=0.14, memory_power_ratio=0.60, stream_power_ratio=0.16,
+            product_name="NVIDIA A100-SXM4-80GB"),
+        Gpu("H100", 81_559 * MIB_BYTES, 3.35e12, 989e12, 450e9, 1979e12, "nvlink", 64e9, 700.0, 1.980e9, 2.619e9,
+            product_name="NVIDIA H100 80GB HBM3"),
+        Gpu("H200", 141e9, 4.8e12, 989e12, 450e9, 1979e12, "nvlink", 64e9, 700.0, 1.980e9, 3.201e9,
+            product_name="NVIDIA H200"),
         # NVIDIA's DGX B200 data sheet, an eighth of the system: 180 GB, 8 TB/s, 4.5 PFLOP/s dense in fp8, 1 kW.
-        Gpu("B200", 180e9, 8.0e12, 2250e12, 900e9, 4500e12, "nvlink", 64e9, 1000.0, 1.965e9, 3.996e9),
+        Gpu("B200", 180e9, 8.0e12, 2250e12, 900e9, 4500e12, "nvlink", 64e9, 1000.0, 1.965e9, 3.996e9,
+            product_name="NVIDIA B200"),
         Gpu("L40S", 46_068 * MIB_BYTES, 0.864e12, 362e12, 32e9, 733e12, "pcie", 32e9, 350.0, 2.520e9, 9.001e9,
-            idle_power_ratio=0.11, memory_power_ratio=0.40),
+            idle_power_ratio=0.11, memory_power_ratio=0.40,
+            product_name="NVIDIA L40S"),
         Gpu("RTX4090", 25_250_627_584, 1.008e12, 165.2e12, 32e9, 330.3e12, "pcie", 32e9, 450.0, 2.520e9,
-            10.501e9, slowdown_c=84.0, hardware_slowdown_c=90.0, idle_power_ratio=0.08, memory_power_ratio=0.40),
+            10.501e9, slowdown_c=84.0, hardware_slowdown_c=90.0, idle_power_ratio=0.08, memory_power_ratio=0.40,
+            product_name="NVIDIA GeForce RTX 4090"),
         Gpu("RTXPRO6000", 97_887 * MIB_BYTES, 1.792e12, 503.8e12, 64e9, 1007.6e12, "pcie", 64e9, 600.0, 2.617e9,
-            14.001e9, idle_power_ratio=0.08, memory_power_ratio=0.40),
+            14.001e9, idle_power_ratio=0.08, memory_power_ratio=0.40,
+            product_name="NVIDIA RTX PRO 6000 Blackwell Workstation Edition"),
         # Public figures for the 910B family contradict each other: 256 to 376 TFLOP/s, 0.4 to 1.6 TB/s; HCCS and PCIe
         # rates are those of one secondary source each.
         Gpu("910B2", 64 * GIB_BYTES, 1.6e12, 353.9e12, 196e9, None, "hccs", 32e9, 400.0, 1.8e9, 1.6e9,
-            slowdown_c=88.0, hardware_slowdown_c=100.0, idle_power_ratio=0.22, uncertain=True),
+            slowdown_c=88.0, hardware_slowdown_c=100.0, idle_power_ratio=0.22, uncertain=True,
+            product_name="910B2"),
     )
 }  # fmt: skip
