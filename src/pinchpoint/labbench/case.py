@@ -1,6 +1,5 @@
 """Makes one run of a data set, and the label that says what it really is and whether that can be seen at all."""
 
-import itertools
 import math
 import shutil
 import tempfile
@@ -10,10 +9,12 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from pinchpoint.clock import NS_PER_S
 from pinchpoint.errors import PinchpointError
-from pinchpoint.impact import CHANGE_MIN, INDICATORS, SHARES, SIGMAS_MIN, load_rps
+from pinchpoint.impact import CHANGE_MIN, INDICATORS, SHARES, SIGMAS_MIN, Indicator, load_rps
 from pinchpoint.lab.scenario import Scenario
 from pinchpoint.labbench.matrix import Case, healthy_twin
+from pinchpoint.model import Stage
 from pinchpoint.plan import Plan, build_plan
 from pinchpoint.rundir import read_run
 from pinchpoint.series import RunView
@@ -28,7 +29,7 @@ STAGE_MIN_S = 10.0
 """Fast services get shorter stages, for what they show takes requests and not time; never shorter than this."""
 SHORT_S = 60.0
 """Faults that need longer to show are given their time."""
-BLOCKS_PER_STAGE = 3
+BLOCKS_PER_STAGE = 5
 BLOCKS_MIN = 3
 BUDGET_S = 90.0
 """Of it the warm-up takes 15 % at most."""
@@ -104,40 +105,58 @@ def label_of(case: Case, scenario: Scenario, impacts: list[dict[str, Any] | None
 
 
 def impact_of(healthy: RunView, faulty: RunView, indicator: str, onset_s: float) -> dict[str, Any] | None:
-    """What the fault did to its indicator, over stretches of the stages after the onset, pair by pair.
+    """What the fault did to its indicator at the load at which it did most, pair by pair of stretches after the onset.
 
-    None where the two cannot be compared: too little was measured.
+    Loads are not thrown together: a fault that does nothing below a load and much above it would drown in the
+    difference between the two. None where the runs cannot be compared: too little was measured.
     """
-    function = INDICATORS[indicator]
-    values: list[tuple[float, float]] = []
+    found: list[dict[str, Any]] = []
     for stage in healthy.stages:
-        if stage.rate_rps is None:
+        if stage.rate_rps is not None:
+            values = _pairs(healthy, faulty, stage, INDICATORS[indicator], onset_s)
+            if len(values) >= BLOCKS_MIN:
+                found.append({"indicator": indicator, "stage": stage.index, **_compared(values, indicator in SHARES)})
+    return max(found, key=lambda one: (one["has_impact"], abs(one["sigmas"] or 0.0)), default=None)
+
+
+def _pairs(
+    healthy: RunView, faulty: RunView, stage: Stage, indicator: Indicator, onset_s: float
+) -> list[tuple[float, float]]:
+    """(healthy, faulty) for each stretch of a stage in which both have a value."""
+    other = next((one for one in faulty.stages if one.index == stage.index), None)
+    if other is None:
+        return []
+    found: list[tuple[float, float]] = []
+    length_s = (stage.t1_ns - stage.t0_ns) / NS_PER_S / BLOCKS_PER_STAGE
+    for block in range(BLOCKS_PER_STAGE):
+        if other.t0_ns / NS_PER_S + block * length_s < onset_s:
             continue
-        edges_s = np.linspace(stage.t0_ns, stage.t1_ns, BLOCKS_PER_STAGE + 1) / 1e9
-        for from_s, to_s in itertools.pairwise(edges_s.tolist()):
-            if from_s < onset_s:
-                continue
-            pair = []
-            for view in (healthy, faulty):
-                place = {s.index: s for s in view.stages}.get(stage.index)
-                if place is None:
-                    break
-                shift_s = (place.t0_ns - stage.t0_ns) / 1e9
-                at_s = view.requests.scheduled_s - shift_s
-                mask = (view.requests.stage == stage.index) & (at_s >= from_s) & (at_s < to_s)
-                pair.append(function(view.requests, mask, to_s - from_s) if mask.any() else math.nan)
-            if len(pair) == 2 and all(map(math.isfinite, pair)):
-                values.append((pair[0], pair[1]))
-    if len(values) < BLOCKS_MIN:
-        return None
+        pair: list[float] = []
+        for view, place in ((healthy, stage), (faulty, other)):
+            since_s = view.requests.scheduled_s - (place.t0_ns - view.t0_ns) / NS_PER_S
+            inside = (since_s >= block * length_s) & (since_s < (block + 1) * length_s)
+            mask = (view.requests.stage == stage.index) & inside
+            pair.append(indicator(view.requests, mask, length_s) if mask.any() else math.nan)
+        if all(map(math.isfinite, pair)):
+            found.append((pair[0], pair[1]))
+    return found
+
+
+def _compared(values: list[tuple[float, float]], by_difference: bool) -> dict[str, Any]:
     before, after = np.array(values).T
-    differences = after - before
+    # Times are compared by their logarithms: a queue that grows through a stage is one effect, not scatter.
+    by_ratio = not by_difference and bool((before > 0).all() and (after > 0).all())
+    differences = np.log(after / before) if by_ratio else after - before
     mean, reference = float(differences.mean()), float(before.mean())
     error = float(differences.std(ddof=1)) / math.sqrt(len(values))
-    change = mean if indicator in SHARES else mean / reference if reference else math.copysign(math.inf, mean)
+    if by_ratio:
+        change = math.expm1(mean)
+    elif by_difference:
+        change = mean
+    else:
+        change = mean / reference if reference else math.copysign(math.inf, mean)
     sigmas = mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
     return {
-        "indicator": indicator,
         "healthy": reference,
         "faulty": float(after.mean()),
         "change_ratio": change if math.isfinite(change) else None,

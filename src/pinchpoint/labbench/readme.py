@@ -38,7 +38,8 @@ changes of mechanism. The same command makes the same files; `sha256` of the man
   from any limit; `limit`: no fault, but more load than the hardware carries.
 - `causes`, `layers`: numbers in the catalogue of causes and their layers; two where two faults are there at once.
 - `severity`, `onset_s`: when the fault sets in, in seconds of the run; 0: it is there from the beginning.
-- `faults[].impact`: what the fault did to its indicator beside the same run without it, over stretches of its stages.
+- `faults[].impact`: what the fault did to its indicator beside the same run without it, at the stage at
+  which it did most, over stretches of it.
   `has_impact` is more than 10 % and 3 standard errors. A fault without impact cannot be seen, and naming none is right;
   null: too little was measured to tell.
 - `look_alike_pair`: runs with the same number are alike in everything but their fault.
