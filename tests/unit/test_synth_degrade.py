@@ -35,13 +35,15 @@ def sources(run: Run) -> set[str]:
     return set(run.telemetry.column("source").to_pylist())
 
 
-def test_whole_telemetry_has_engine_host_processes_client_and_null_requests(runs) -> None:
+def test_whole_telemetry_has_engine_gpu_host_processes_client_and_null_requests(runs) -> None:
     view = RunView(runs())
-    assert sources(runs()) >= {"engine", "host", "node", "server", "client", "null-request"}
+    assert sources(runs()) == {"engine", "gpu", "host", "node", "server", "client", "null-request"}
     for name in (
         "engine.requests_running",
         "engine.kv_used_ratio",
         "engine.generation_tokens_total",
+        "gpu.util_ratio",
+        "gpu.power_watts",
         "host.cpu_used_ratio",
         "host.psi_cpu_some_s_total",
         "server.listener_cpu_cores",
