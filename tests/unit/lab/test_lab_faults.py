@@ -134,7 +134,7 @@ def test_a_value_with_a_times_sign_multiplies_the_healthy_one() -> None:
     params = LabParams(gpu="H100", compute_efficiency_ratio=0.6)
     assert FAULTS["prefill-bound"].apply(params).compute_efficiency_ratio == pytest.approx(0.1)
     blocks = FAULTS["prefix-thrash"].apply(params, "moderate").num_kv_blocks()
-    assert blocks == pytest.approx(0.08 * params.num_kv_blocks(), abs=1)
+    assert blocks == pytest.approx(0.03 * params.num_kv_blocks(), abs=1)
 
 
 def test_draws_are_fixed_by_the_seed_and_reach_every_fault_that_a_service_can_have() -> None:
