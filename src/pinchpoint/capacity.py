@@ -200,7 +200,8 @@ class StepCounts(msgspec.Struct, frozen=True):
     """What one step at a fixed rate says. rate_rps: asked. came_rps: arrivals per second as they were: chance makes a
     step of 100 requests a tenth lighter or heavier than it was asked to be, and the service saw what came. effective:
     SLO text -> independent share of its requests. sustained: False when the backlog grew all the time. arrived:
-    requests that came_rps was counted from; None: it was not counted."""
+    requests that came_rps was counted from; None: it was not counted. seconds: how long arrivals counted; None: long
+    enough."""
 
     rate_rps: float
     came_rps: float
@@ -208,6 +209,7 @@ class StepCounts(msgspec.Struct, frozen=True):
     effective: Mapping[str, float]
     sustained: bool = True
     arrived: int | None = None
+    seconds: float | None = None
 
     @property
     def tally(self) -> Tally:
@@ -268,11 +270,16 @@ CONTRADICTION_RATIO = 1.25
 """A pass at a rate so far above one that provably failed is chance, a cache or a service that fell silent."""
 
 
+LIMITS_MIN = 1.5
+"""A step has to be so many times as long as a limit on TTFT or E2E, so that a queue can grow to it."""
+
+
 def posterior_of(steps: Sequence[StepCounts], slos: Sequence[Slo]) -> Crossing | None:
     """What all steps together say of the capacity; None without any.
 
     A step whose backlog grew says that its rate is too high, and its latencies say nothing: they had only begun to
-    rise. Passes far above a proven fail are left out.
+    rise. A pass says nothing if the step was too short for a queue to reach the limit, nor if it is far above a proven
+    fail.
     """
     tallies = tallies_of(steps)
     told: list[list[Seen]] = []
@@ -288,8 +295,9 @@ def posterior_of(steps: Sequence[StepCounts], slos: Sequence[Slo]) -> Crossing |
 
 def _tells(step: StepCounts, slo: Slo, failed_rps: float) -> bool:
     met, counted = step.attainment.get(slo.text, (0, 0))
-    lucky = step.rate_rps > CONTRADICTION_RATIO * failed_rps and met >= slo.attainment_ratio * counted
-    return step.sustained and not lucky
+    short = slo.metric in ("ttft", "e2e") and step.seconds is not None and step.seconds < LIMITS_MIN * slo.limit
+    lucky = short or step.rate_rps > CONTRADICTION_RATIO * failed_rps
+    return step.sustained and not (lucky and met >= slo.attainment_ratio * counted)
 
 
 LOWER_QUANTILE, UPPER_QUANTILE = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
@@ -329,6 +337,7 @@ def capacity_of(
             stage.effective,
             stage.index not in unsustained,
             stage.requests if stage.achieved_rps else None,
+            stage.duration_s,
         )
         for stage in stages
         if stage.rate_rps is not None and stage.requests

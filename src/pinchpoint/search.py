@@ -22,6 +22,7 @@ import numpy as np
 
 from pinchpoint.capacity import StepCounts, Tally, estimate_of, posterior_of, requests_needed, tallies_of
 from pinchpoint.clock import NS_PER_S
+from pinchpoint.crossing import Crossing
 from pinchpoint.errors import UnsupportedMeasurementError
 from pinchpoint.load.messages import Outcome
 from pinchpoint.model import Slo, StageKind
@@ -61,6 +62,9 @@ STEP_REQUESTS_MIN = 10
 REFINE_PLACES = (0.5, 0.8, 0.35, 0.65, 0.5, 0.8, 0.2)
 """Where the next step goes, as quantiles of the posterior, in turn. More above than below: misses tell more than
 their absence."""
+STEP_LIMITS = 3.0
+"""A step is so many times as long as the longest limit on TTFT or E2E, beside the time in which it settles: a queue has
+to grow to the limit before a request can miss it."""
 NARROW_BUDGET_RATIO, NARROW_E2E = 0.1, 10.0
 """A step in a narrow interval takes at least this share of the budget, and so many loaded end-to-end times: queues
 near the capacity need long to show what they do."""
@@ -86,6 +90,10 @@ FIRST_CONCURRENCY = 1.0
 PRECISE_RATIO = 1.12
 """The search ends early when both ends are proven and this close."""
 WIDE_RATIO = 1.5
+THROUGHPUT_MARGIN = 0.93
+"""Guess below the highest throughput seen: a queue needs some slack to be stable."""
+HINT_QUANTILES = (0.05, 0.95)
+"""A guess within these quantiles of the posterior is possible."""
 WIDE_STEPS = 3
 """An interval this wide is narrowed in short steps, but no more of them than that: what then is still wide needs more
 requests, not other rates."""
@@ -302,9 +310,19 @@ class Search:
             width = self._upper / self._lower
             if width <= PRECISE_RATIO and interval.lower_proven and interval.upper_proven:
                 return
-            rate_rps = min(posterior.quantile(REFINE_PLACES[turn % len(REFINE_PLACES)]), self._ceiling_rps)
+            rate_rps = posterior.quantile(REFINE_PLACES[turn % len(REFINE_PLACES)])
+            if turn < WIDE_STEPS:
+                rate_rps = self._pulled(rate_rps, posterior)
+            rate_rps = min(rate_rps, self._ceiling_rps)
             self._step(_neat(rate_rps), max_s=self._refine_s(width, turn), carry=True)
             turn += 1
+
+    def _pulled(self, rate_rps: float, posterior: Crossing) -> float:
+        """While little is known: where the throughput of a service that was overloaded points, if that is possible."""
+        carried_rps = THROUGHPUT_MARGIN * max(self._throughput.values(), default=0.0)
+        possible = posterior.quantile(HINT_QUANTILES[0]) < carried_rps < posterior.quantile(HINT_QUANTILES[1])
+        wide = posterior.quantile(0.75) > WIDE_RATIO * posterior.quantile(0.25)
+        return carried_rps if wide and possible else rate_rps
 
     def _refine_s(self, width: float, turn: int) -> float:
         assert self.baseline is not None
@@ -314,7 +332,8 @@ class Search:
         else:
             wanted_s = max(NARROW_SHARE * left_s, NARROW_BUDGET_RATIO * self._plan.budget_s)
             wanted_s = max(wanted_s, NARROW_E2E * self._loaded_e2e_s)
-        step_s = min(max(wanted_s, STEP_RANGE_S[0]), REFINE_MAX_S)
+        telling_s = STEP_LIMITS * self._patience_s + 2 * self._loaded_e2e_s
+        step_s = min(max(wanted_s, telling_s, STEP_RANGE_S[0]), REFINE_MAX_S)
         return left_s if left_s < 1.5 * step_s else step_s
 
     def _seen(self) -> list[StepCounts]:
@@ -557,13 +576,13 @@ class Search:
         throughput = self._throughput_of(state, end_ns)
         growth_rps = state.backlog_growth_rps()
         mild, early = decision == "mild", decision == "fail"
-        calm = True
-        if carry and not buried:
-            heavy = self._is_hopeless(state.tally(self.slos, end_ns))
-            calm = self._steps.ease(state, in_flight=self._bearable(state, heavy), within_s=self._drain_s("none"))
-        calm = calm and not buried
-        if not calm or (not carry and (drain or early or not self._is_known(state.tally(self.slos, end_ns)))):
-            self._steps.drain(state, cancel_after_s=0.0 if carry else self._drain_s(decision))
+        calm = carry and not buried and not self._is_hopeless(state.tally(self.slos, end_ns), TOLD_ENOUGH_FACTOR)
+        if calm:
+            calm = self._steps.ease(state, in_flight=self._bearable(state), within_s=self._drain_s("none"))
+        if (carry and not calm) or (
+            not carry and (drain or early or not self._is_known(state.tally(self.slos, end_ns)))
+        ):
+            self._steps.drain(state, cancel_after_s=self._drain_s("fail" if carry else decision))
         taken = _Taken(state, end_ns, sustained=growth_rps <= BACKLOG_SHARE * rate_rps)
         self._taken.append(taken)
         self._requests_sent += len(state.outcomes) + len(state.pending)
@@ -587,7 +606,7 @@ class Search:
             return "mild"
         if kind == "search":
             self._steps.interval, _ = estimate_of(self._seen(), self.slos)
-            if leaning == "fail" and not (carry and calm):
+            if (carry and not calm) or (not carry and leaning == "fail"):
                 self._recover()
         return leaning
 
@@ -597,14 +616,11 @@ class Search:
         below = posterior.below(steps[-1].rate_rps) if posterior is not None else 0.5
         return not 1 - ELSEWHERE_PROBABILITY < below < ELSEWHERE_PROBABILITY
 
-    def _bearable(self, state: StepState, heavy: bool) -> float:
+    def _bearable(self, state: StepState) -> float:
         """Requests in flight that the next step may inherit: EASE_FACTOR times what the rate keeps there when none of
-        them waits, by Little's law, with answers as much slower than the idle service's as their tokens came slower.
-        After a step that was far too heavy, what the rate keeps in an idle service: the next one will be lighter."""
+        them waits, by Little's law, with answers as much slower than the idle service's as their tokens came slower."""
         assert self.baseline is not None
         slower = 1.0
-        if heavy:
-            return self.baseline.e2e_s * (state.asked.rate_rps or 0.0) + 1
         tpot_s = _median([o.tpot_s for o in state.outcomes.values()])
         if tpot_s is not None and self.baseline.tpot_s:
             slower = max(1.0, tpot_s / self.baseline.tpot_s)

@@ -72,7 +72,7 @@ class StepState:
         window_ns = until_ns - self.t0_ns - self.settle_ns
         arrived = int(np.searchsorted(self._offsets_ns, until_ns - self.t0_ns))
         came_rps = arrived / window_ns * NS_PER_S if arrived and window_ns > 0 else rate_rps
-        return StepCounts(rate_rps, came_rps, attainment, effective, sustained, arrived or None)
+        return StepCounts(rate_rps, came_rps, attainment, effective, sustained, arrived or None, window_ns / NS_PER_S)
 
     def _of(self, slo: Slo) -> list[int]:
         """Settled requests that the SLO is about, in order."""

@@ -3,7 +3,7 @@
 One seed fixes everything. What a request is depends on the seed and its place in the stage alone: arrivals, lengths,
 think times and patience each draw from a stream of their own, in blocks of BLOCK_ROWS places, so a stage that is made
 in one go and one that is extended piece by piece have the same content, and no stage depends on those before it.
-Lengths do not depend on the stage either, so two steps of a search differ in their rate and in nothing else.
+Lengths do not depend on the stage either, only on the place in it; steps of a search go on where others ended.
 """
 
 import heapq
@@ -319,8 +319,7 @@ class Scheduler:
     # -- what each place is ------------------------------------------------------------------------------------------
 
     def _classes(self, stream: int, mix: tuple[int, ...], first: int, count: int) -> np.ndarray:
-        """Class ids of the places [first, first + count), int64. The same in every stage with the same mix, so that
-        two steps of a search differ in their rate and in nothing else."""
+        """Class ids of the places [first, first + count), int64. The same in every stage with the same mix."""
         if len(mix) == 1:
             return np.full(count, mix[0], np.int64)
         bounds = np.cumsum(self.traffic.weights(mix))[:-1]
