@@ -86,7 +86,8 @@ def searched(truth: Truth, budget_s: float) -> Scored:
 def summary_row(name: str, rows: Sequence[Scored], *, interval: bool) -> str:
     errors = sorted(row.error_ratio for row in rows)
     cells = [name, f"{len(rows)}", f"{median(errors):.1%}", f"{errors[int(0.9 * (len(errors) - 1))]:.1%}"]
-    cells.append(f"{errors[-1]:.1%}")
+    without = sum(error == float("inf") for error in errors)
+    cells.append(f"{without} without an answer" if without else f"{errors[-1]:.1%}")
     if interval:
         held = f"{sum(row.holds() for row in rows)}, {sum(row.holds(TRUTH_ERRORS) for row in rows)}"
         cells += [held, f"{median(row.width_ratio for row in rows):.0%}"]
