@@ -397,7 +397,7 @@ class Engine:
             else:
                 past = 0
             if request.fetch_kv is not None and not sequence.fetched:
-                if not self._fetch(now_s, sequence, cached, past):
+                if not self._fetch(now_s, sequence, cached, past) and not self._reclaim(sequence):
                     break
                 continue
             n = known - past
@@ -413,6 +413,8 @@ class Engine:
             reserve_tokens = sequence.prompt_tokens + sequence.max_output_tokens if reserve_full else past + n
             need = pool.blocks_for(reserve_tokens) - len(cached) - sequence.blocks
             if not pool.claim(cached, max(0, need)):
+                if self._reclaim(sequence):
+                    continue
                 break
             line.pop()
             if need > 0 or cached:
@@ -458,6 +460,19 @@ class Engine:
         assert sequence.request.fetch_kv is not None
         self._line.defer_head(sequence.request.fetch_kv(now_s))
         return True
+
+    def _reclaim(self, head: Sequence) -> bool:
+        """With nothing running, nobody will free what the head lacks but those behind it whose KV has come: the last
+        of them gives its blocks up and will compute its prompt here. False when that is not so, or nobody has any."""
+        if self.running:
+            return False
+        away = {id(sequence) for sequence in self._line.timed}
+        for sequence in reversed(list(self._line)):
+            if sequence is not head and sequence.blocks and id(sequence) not in away:
+                self._release(sequence)
+                sequence.computed_tokens = sequence.external_tokens = 0
+                return True
+        return False
 
     def _time_step(self, now_s: float, work: StepWork, preempted: int) -> Step:
         noise = max(FASTEST_STEP_RATIO, self._random.gauss(1.0, self.params.step_noise_ratio))
