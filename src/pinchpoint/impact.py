@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 
 from pinchpoint.errors import UnsupportedMeasurementError
+from pinchpoint.lab.faults import Fault
 from pinchpoint.lab.params import LabParams
 from pinchpoint.lab.rough import rough_capacity_rps
 from pinchpoint.lab.scenario import Scenario
@@ -27,7 +28,6 @@ from pinchpoint.workload.classes import resolve
 CHANGE_MIN = 0.10
 SIGMAS_MIN = 3.0
 PAIRS = 5
-DEFAULT_DURATION_S = 60.0
 TIMEOUT_S = 60.0
 URL = "http://lab.invalid"
 
@@ -131,8 +131,8 @@ def measure_impact(scenario: Scenario, *, pairs: int = PAIRS, workload: str | No
         rate_rps = load_rps(scenario.before, plan, fault.load_ratio)
         plan = _plan(workload or fault.workload, rate_rps, fault.duration_s, scenario.seed + pair)
         quiet = msgspec.structs.replace(scenario, faults=(), after=scenario.before)
-        healthy.append(_observe(plan, quiet, fault.indicator))
-        faulty.append(_observe(plan, scenario, fault.indicator))
+        healthy.append(_observe(plan, quiet, fault))
+        faulty.append(_observe(plan, scenario, fault))
     before, after = np.array(healthy), np.array(faulty)
     change, sigmas = compared(fault.indicator, before, after)
     return Impact(
@@ -171,7 +171,7 @@ def _plan(workload: str, rate_rps: float, duration_s: float, seed: int) -> Plan:
     return build_plan(values)
 
 
-def _observe(plan: Plan, scenario: Scenario, indicator: str) -> float:
+def _observe(plan: Plan, scenario: Scenario, fault: Fault) -> float:
     with tempfile.TemporaryDirectory(prefix="pinchpoint-impact-") as directory:
         path = Path(directory) / "run"
         try:
@@ -183,4 +183,4 @@ def _observe(plan: Plan, scenario: Scenario, indicator: str) -> float:
         stage = next((stage for stage in view.manifest.stages if stage.rate_rps), None)
         # A service that went away before the load began is judged by what came before.
         mask = view.requests.stage == stage.index if stage else np.ones(view.requests.count, bool)
-        return INDICATORS[indicator](view.requests, mask, plan.stages[0].duration_s or DEFAULT_DURATION_S)
+        return INDICATORS[fault.indicator](view.requests, mask, fault.duration_s)

@@ -10,6 +10,7 @@ import msgspec
 
 from pinchpoint.errors import UsageError
 from pinchpoint.lab.hardware import GIB_BYTES, GPUS, Gpu
+from pinchpoint.lab.ranges import check_ranges
 from pinchpoint.lab.shapes import MODELS, ModelShape
 
 NON_KV_BYTES = 3.5e9
@@ -378,33 +379,21 @@ class LabParams(msgspec.Struct, frozen=True, kw_only=True):
         """Longest prompt plus output: one request must always fit into the KV pool, or it could never finish."""
         return min(self.model_shape.context_tokens, self.num_kv_blocks() * self.block_size_tokens)
 
+    def flat(self) -> dict[str, object]:
+        """Every parameter by the name that `changed` takes. A group that is None has none."""
+        found: dict[str, object] = {}
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if isinstance(value, msgspec.Struct):
+                found.update((f"{name}.{field}", getattr(value, field)) for field in value.__struct_fields__)
+            else:
+                found[name] = value
+        return found
+
     def validate(self) -> None:
         """Raises UsageError for values no service could have."""
-        positive = {
-            "tensor_parallel": self.tensor_parallel,
-            "pipeline_parallel": self.pipeline_parallel,
-            "data_parallel": self.data_parallel,
-            "max_num_seqs": self.max_num_seqs,
-            "max_num_batched_tokens": self.max_num_batched_tokens,
-            "block_size_tokens": self.block_size_tokens,
-            "compute_efficiency_ratio": self.compute_efficiency_ratio,
-            "weight_bandwidth_efficiency_ratio": self.weight_bandwidth_efficiency_ratio,
-            "kv_bandwidth_efficiency_ratio": self.kv_bandwidth_efficiency_ratio,
-            "rate_limit_rps": 1 if self.rate_limit_rps is None else self.rate_limit_rps,
-            "rate_limit_burst_requests": self.rate_limit_burst_requests,
-            "in_flight_limit": 1 if self.in_flight_limit is None else self.in_flight_limit,
-            "kv_blocks": self.num_kv_blocks(),
-            "lora.max_loras": self.lora.max_loras,
-            "grammar.schemas": self.grammar.schemas,
-        }
-        if self.speculation is not None:
-            positive["speculation.num_speculative_tokens"] = self.speculation.num_speculative_tokens
-        if self.disaggregation is not None:
-            positive["disaggregation.prefill_engines"] = self.disaggregation.prefill_engines
-            positive["disaggregation.transfer_bytes_per_s"] = self.disaggregation.transfer_bytes_per_s
-        for name, value in positive.items():
-            if value <= 0:
-                raise UsageError(f"lab parameter {name} is {value}; it must be greater than 0")
+        check_ranges(self.flat())
+        check_ranges({"kv_blocks": self.num_kv_blocks()})
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise UsageError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, below max_num_seqs {self.max_num_seqs}; "

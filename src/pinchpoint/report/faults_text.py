@@ -100,11 +100,11 @@ def fault_page(fault: FaultLike, severities: Sequence[str]) -> RenderableType:
 def impact_table(impacts: Iterable[ImpactLike]) -> RenderableType:
     """One line for each paired measurement."""
     table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
-    for name, justify in (
-        ("fault", "left"), ("severity", "left"), ("indicator", "left"), ("healthy", "right"), ("faulty", "right"),
-        ("change", "right"), ("sigma", "right"), ("", "left"),
-    ):  # fmt: skip
-        table.add_column(name, justify=justify, no_wrap=True)
+    for name in ("fault", "severity", "indicator"):
+        table.add_column(name, no_wrap=True)
+    for name in ("healthy", "faulty", "change", "sigma"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column()
     for impact in impacts:
         table.add_row(
             impact.fault,
