@@ -221,9 +221,9 @@ The constants of one deployment hold for another model, precision, GPU or number
 Real vLLM under rising rates and under one recorded stream of requests, against the lab with the constants of
 `{CONSTANTS_OF}`: another model, and for two runs other GPUs. Nothing is fitted to these runs. Limits on requests
 running and the size of the pool are those of the runs; the sweeps do not state theirs, so they follow from Little's law
-at overload. Capacity is where the sweep's curve goes flat. A time to first token is judged where prompts keep the GPU
-busy for less than half of the time; beyond, it is queueing. Preemption begins, in the lab as in the run, when the pool
-is full.
+at overload. Capacity is where the sweep's curve goes flat. Times to first token are those before requests wait for a
+place; where prompts keep the GPU busy most of the time, they wait for a step. Preemption begins, in the lab as in the
+run, when the pool is full.
 
 {sweep_text}
 

@@ -157,7 +157,7 @@ def recorded_run(name: str, values: Mapping[str, float]) -> tuple[list[Compared]
             1e3 * median(real_first),
             1e3 * median(lab_first),
             "ms",
-            PREDICTED_LIMIT if busy_ratio < BUSY_RATIO_MAX else None,
+            PREDICTED_LIMIT,
         ),
         Compared(
             "most requests running", max(s.running for s in states), max(s.running for s in run.states), "", KNEE_LIMIT
@@ -169,8 +169,6 @@ def recorded_run(name: str, values: Mapping[str, float]) -> tuple[list[Compared]
 CALM_FROM_S = 2.0
 """A request that waits in one sample of the first seconds waits for a step, not for a place."""
 NO_WAIT_S = 0.1
-BUSY_RATIO_MAX = 0.5
-"""Where prompts keep the GPU busy for longer, the time to first token is mostly queueing and is not judged."""
 
 
 def _rates(requests: Sequence[RunRequest], real_end_s: float, run: Replay) -> tuple[float, float]:

@@ -2,12 +2,34 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App, Parameter
 
 from pinchpoint.cli_output import OUTPUT, Json, Slos, complain, print_json, print_verdict
 from pinchpoint.errors import EXIT_INTERRUPTED, EXIT_OK, UsageError
+
+if TYPE_CHECKING:
+    from pinchpoint.lab.scenario import Scenario
+
+FaultName = Annotated[
+    str, Parameter(help="Name from `pinchpoint lab faults`, several joined by +, none, random or any.")
+]
+SeverityName = Annotated[str, Parameter(help="mild, moderate or severe.")]
+Onset = Annotated[str, Parameter(help="Time after the start at which the fault sets in.")]
+GpuName = Annotated[str | None, Parameter(help="Name of a GPU that the lab knows; A100 where left out.")]
+ModelName = Annotated[str | None, Parameter(help="Name of a model that the lab knows; llama-3-8b where left out.")]
+DialectName = Annotated[str, Parameter(help="Which engine to look like: vllm, sglang, tgi or llama.cpp.")]
+Like = Annotated[
+    str | None, Parameter(help="Name of a measured deployment whose constants to take; a wrong one lists them all.")
+]
+Settings = Annotated[
+    tuple[str, ...],
+    Parameter(
+        name="--set", negative="", help="KEY=VALUE for any parameter of the healthy service, such as max_num_seqs=64."
+    ),
+]
+TruthFile = Annotated[Path | None, Parameter(group=OUTPUT, help="Write here, as JSON, what is really wrong.")]
 
 lab_app = App(name="lab", help="A simulated LLM service with known bottlenecks, to try and to test Pinchpoint on.")
 
@@ -15,22 +37,14 @@ lab_app = App(name="lab", help="A simulated LLM service with known bottlenecks, 
 @lab_app.command
 def serve(
     *,
-    fault: Annotated[
-        str, Parameter(help="Name from `pinchpoint lab faults`, several joined by +, none, or random.")
-    ] = "none",
-    severity: Annotated[str, Parameter(help="mild, moderate or severe.")] = "moderate",
-    onset: Annotated[str, Parameter(help="Time after the start at which the fault sets in.")] = "0s",
-    gpu: Annotated[str, Parameter(help="Name of a GPU that the lab knows.")] = "A100",
-    model: Annotated[str, Parameter(help="Name of a model that the lab knows.")] = "llama-3-8b",
-    dialect: Annotated[str, Parameter(help="Which engine to look like: vllm, sglang, tgi or llama.cpp.")] = "vllm",
-    set_: Annotated[
-        tuple[str, ...],
-        Parameter(
-            name="--set",
-            negative="",
-            help="KEY=VALUE for any parameter of the healthy service, such as max_num_seqs=64.",
-        ),
-    ] = (),
+    fault: FaultName = "none",
+    severity: SeverityName = "moderate",
+    onset: Onset = "0s",
+    gpu: GpuName = None,
+    model: ModelName = None,
+    dialect: DialectName = "vllm",
+    like: Like = None,
+    set_: Settings = (),
     port: Annotated[int, Parameter(help="0 takes a free port.")] = 8000,
     dcgm_port: Annotated[int | None, Parameter(help="Serve a GPU exporter's page here; 0 takes a free port.")] = None,
     npu_port: Annotated[int | None, Parameter(help="Serve an Ascend exporter's page here.")] = None,
@@ -40,26 +54,15 @@ def serve(
     ] = None,
     host: str = "127.0.0.1",
     seed: int = 0,
-    truth_file: Annotated[Path | None, Parameter(help="Write here, as JSON, what is really wrong.")] = None,
+    truth_file: TruthFile = None,
     as_json: Json = False,
 ) -> int:
     """Run the simulated service over HTTP until Ctrl-C."""
     import msgspec
 
-    from pinchpoint.lab.params import LabParams
-    from pinchpoint.lab.scenario import choose_scenario
     from pinchpoint.lab.server import Ports, Serving, run_server
-    from pinchpoint.lab.settings import parse_settings
-    from pinchpoint.units import parse_duration_s
 
-    settings = {**parse_settings([f"gpu={gpu}", f"model={model}", f"dialect={dialect}"]), **parse_settings(set_)}
-    scenario = choose_scenario(
-        fault,
-        severity,  # pyright: ignore[reportArgumentType]
-        parse_duration_s(onset) if onset not in ("0", "0s") else 0.0,
-        LabParams().changed(settings),
-        seed,
-    )
+    scenario = _scenario(fault, severity, onset, gpu, model, dialect, like, set_, seed)
     serving = Serving(
         host=host,
         port=port,
@@ -95,12 +98,14 @@ def serve(
 @lab_app.command
 def synth(
     *,
-    fault: Annotated[str, Parameter(help="Name from `pinchpoint lab faults`, two joined by +, or none.")] = "none",
-    severity: Annotated[str, Parameter(help="mild, moderate or severe.")] = "moderate",
-    onset: Annotated[str, Parameter(help="Virtual time at which the fault sets in.")] = "0s",
-    gpu: Annotated[str, Parameter(help="Name of a GPU that the lab knows.")] = "A100",
-    model: Annotated[str, Parameter(help="Name of a model that the lab knows.")] = "llama-3-8b",
-    dialect: Annotated[str, Parameter(help="Whose metric names: vllm, sglang, tgi or llama.cpp.")] = "vllm",
+    fault: FaultName = "none",
+    severity: SeverityName = "moderate",
+    onset: Onset = "0s",
+    gpu: GpuName = None,
+    model: ModelName = None,
+    dialect: DialectName = "vllm",
+    like: Like = None,
+    set_: Settings = (),
     degrade: Annotated[
         tuple[str, ...],
         Parameter(negative="", help="What is wrong with the telemetry, such as no-gpu or scrape-loss. Repeatable."),
@@ -113,27 +118,18 @@ def synth(
     budget: Annotated[str, Parameter(help="Virtual time for the whole search.")] = "3m",
     max_rate: Annotated[str | None, Parameter(help="Never offer more than this many requests/s.")] = None,
     plan: Annotated[Path | None, Parameter(help="Plan file (TOML); flags fill what it leaves out.")] = None,
-    truth_file: Annotated[
-        Path | None, Parameter(group=OUTPUT, help="Write here, as JSON, what is really wrong.")
-    ] = None,
+    truth_file: TruthFile = None,
     seed: int = 1,
     as_json: Json = False,
 ) -> int:
     """Make a complete run directory in virtual time: the same search against the simulated service, in seconds."""
     from pinchpoint.conclude import judge_directory, write_answer
-    from pinchpoint.lab.scenario import choose_scenario, write_truth
+    from pinchpoint.lab.scenario import write_truth
     from pinchpoint.plan import build_plan, read_plan
     from pinchpoint.synth import run_virtual
-    from pinchpoint.synth.services import service_of
     from pinchpoint.units import parse_duration_s, parse_rate_rps
 
-    scenario = choose_scenario(
-        fault,
-        severity,  # pyright: ignore[reportArgumentType]
-        parse_duration_s(onset) if onset not in ("0", "0s") else 0.0,
-        service_of(gpu, model, dialect),
-        seed,
-    )
+    scenario = _scenario(fault, severity, onset, gpu, model, dialect, like, set_, seed)
     values: dict[str, Any] = {
         "url": "http://lab.invalid",
         "seed": seed,
@@ -287,3 +283,25 @@ def demo(
     from pinchpoint.demo import run_demo
 
     return run_demo(fault=fault, budget=budget, seed=seed, out=out, as_json=as_json)
+
+
+def _scenario(
+    fault: str,
+    severity: str,
+    onset: str,
+    gpu: str | None,
+    model: str | None,
+    dialect: str,
+    like: str | None,
+    settings: tuple[str, ...],
+    seed: int,
+) -> "Scenario":
+    """What the flags that serve and synth share describe."""
+    from pinchpoint.lab.scenario import choose_scenario
+    from pinchpoint.lab.services import healthy_service
+    from pinchpoint.lab.settings import parse_settings
+    from pinchpoint.units import parse_duration_s
+
+    base = healthy_service(gpu, model, dialect, like=like, settings=parse_settings(settings))
+    onset_s = parse_duration_s(onset) if onset not in ("0", "0s") else 0.0
+    return choose_scenario(fault, severity, onset_s, base, seed)  # pyright: ignore[reportArgumentType]

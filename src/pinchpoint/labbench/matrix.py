@@ -15,10 +15,10 @@ import msgspec
 from pinchpoint.errors import UsageError
 from pinchpoint.lab.faults import FAULTS, HEALTHY, SEVERITIES, Fault, Severity
 from pinchpoint.lab.scenario import PLUS, Scenario, choose_scenario
+from pinchpoint.lab.services import service_of
 from pinchpoint.labbench.split import PARTS, HeldOut, Part, Setting, held_out
 from pinchpoint.plan import SEED_MAX
 from pinchpoint.synth.degrade import DEGRADATIONS
-from pinchpoint.synth.services import service_of
 
 Label = Literal["fault", "healthy", "underloaded", "limit"]
 

@@ -1,6 +1,9 @@
 """A healthy service for a GPU and a model: as many GPUs as the model needs."""
 
+from collections.abc import Mapping
+
 from pinchpoint.errors import UsageError
+from pinchpoint.lab.calibrations import calibration
 from pinchpoint.lab.params import LabParams
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
@@ -29,3 +32,26 @@ def service_of(gpu: str, model: str, dialect: str = "vllm") -> LabParams:
         raise UsageError(f"{model} does not fit on {TENSOR_PARALLEL[-1]} x {gpu}; choose a smaller model")
     fits.validate()
     return fits
+
+
+def healthy_service(
+    gpu: str | None,
+    model: str | None,
+    dialect: str = "vllm",
+    *,
+    like: str | None = None,
+    settings: Mapping[str, object] | None = None,
+) -> LabParams:
+    """The service of a measured deployment (`like`), or else of a GPU and a model, with `settings` on top.
+
+    gpu, model None: the deployment's, or the lab's defaults. Raises UsageError as `service_of`, and for names and
+    values that there are not.
+    """
+    default = LabParams()
+    if like is not None:
+        chosen = {"dialect": dialect, **({"gpu": gpu} if gpu else {}), **({"model": model} if model else {})}
+        return calibration(like).applied(default).changed({**chosen, **(settings or {})})
+    settings = dict(settings or {})
+    own_gpu, own_model = settings.pop("gpu", None), settings.pop("model", None)
+    base = service_of(str(own_gpu or gpu or default.gpu), str(own_model or model or default.model), dialect)
+    return base.changed(settings)
