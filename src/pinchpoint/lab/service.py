@@ -27,7 +27,8 @@ from pinchpoint.lab.path import (
     packets_of,
 )
 from pinchpoint.lab.proxy import Proxy
-from pinchpoint.lab.replica import Attempt, Replica, Request, refusal_events
+from pinchpoint.lab.replica import Replica, refusal_events
+from pinchpoint.lab.requests import Attempt, Request
 from pinchpoint.lab.router import Router, next_look_ns, replica_params, wanted_replicas
 
 __all__ = [
