@@ -271,7 +271,9 @@ class Search:
         rate_rps = FIRST_CONCURRENCY / self.baseline.e2e_s
         ceiling_rps = self._ceiling_rps
         step_s = min(STEP_RANGE_S[1], max(STEP_RANGE_S[0], BRACKET_STEP_E2E * self.baseline.e2e_s))
-        while not self._taken or self._search_left_s > min(step_s, STEP_RANGE_S[1]):
+        # A step at the ceiling that passes needs no overload after it, so its time may be spent.
+        spare_s = self._overload_s if ceiling_rps < math.inf else 0.0
+        while not self._taken or self._search_left_s + spare_s > min(step_s, STEP_RANGE_S[1]):
             rate_rps = min(rate_rps, ceiling_rps)
             if self._step(_neat(rate_rps), max_s=step_s, drain=False) == "fail":
                 rate_rps /= BRACKET_FACTOR**2

@@ -110,7 +110,7 @@ def test_a_search_on_the_slot_capped_lab_names_the_cap_and_its_flag(tmp_path: Pa
 
 def test_a_healthy_lab_below_its_limit_has_no_bottleneck(lab: Lab, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    done = pinchpoint("run", lab.url, "--budget", "25s", "--max-rate", "3", "--out", out, *SLOS)
+    done = pinchpoint("run", lab.url, "--budget", "35s", "--max-rate", "3", "--out", out, *SLOS)
     assert done.returncode == 0, done.stderr
     assert "No bottleneck" in done.stdout
     assert "BREAKS FIRST" not in done.stdout

@@ -231,6 +231,7 @@ def test_a_process_that_ended_is_an_event(tree: "subprocess.Popen[bytes]") -> No
 
 
 def test_the_collector_is_not_counted_as_load_generator(tree: "subprocess.Popen[bytes]") -> None:
-    alone = by_series(Client([tree.pid]).read()[1])
-    with_us = by_series(Client([tree.pid, os.getpid()]).read()[1])
-    assert with_us["client.rss_bytes"] == pytest.approx(alone["client.rss_bytes"], rel=0.1)
+    before = by_series(Client([tree.pid]).read()[1])["client.rss_bytes"]
+    with_us = by_series(Client([tree.pid, os.getpid()]).read()[1])["client.rss_bytes"]
+    after = by_series(Client([tree.pid]).read()[1])["client.rss_bytes"]  # its child may still be starting
+    assert 0.9 * min(before, after) < with_us < 1.1 * max(before, after)
