@@ -219,8 +219,8 @@ SMALL = ("llama-2-7b", "llama-3-8b")
 LARGE = ("llama-2-70b", "llama-3-70b")
 SAME_EXPERTS = (
     "16 sequences take less time than reading all experts of Mixtral takes at the full memory bandwidth (11.4 ms per "
-    "step on 4 A100; measured 11.0): the benchmark's sequences are equal and go to the same experts. The lab routes "
-    "evenly and independently."
+    "step on 4 A100; measured 11.0). If the benchmark's sequences were equal they would go to the same experts, which "
+    "would explain it, but the source does not say so. The lab routes evenly and independently."
 )
 CONTRADICTION = (
     "the published times to first token contradict each other: the same prompts, users and GPUs give 383 ms before "
