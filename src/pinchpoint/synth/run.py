@@ -27,6 +27,9 @@ from pinchpoint.workload.classes import Traffic, resolve, slos_of, workload_titl
 from pinchpoint.workload.schedule import Scheduler, check_stages
 from pinchpoint.workload.trace import forest
 
+LONG_RUN_S, LONG_RUN_PERIOD_S = 600.0, 1.0
+"""Pages are two fifths of a run's computing, and a run this long has readings enough."""
+
 
 def run_virtual(
     plan: Plan,
@@ -35,13 +38,14 @@ def run_virtual(
     *,
     params: LabParams | None = None,
     degrade: Iterable[str] = (),
-    scrape_period_s: float = SCRAPE_PERIOD_S,
+    scrape_period_s: float | None = None,
 ) -> Path:
     """Carries out the plan, a search or its stages, on the lab's service in virtual time and seals the run in `out`.
 
     what: a scenario, or the name of a fault that is there from the beginning; params: the service without it. degrade:
-    names of degrade.DEGRADATIONS. scrape_period_s: as driver.VirtualDriver has it. Raises UsageError for an unknown
-    fault or an output directory that cannot be used.
+    names of degrade.DEGRADATIONS. scrape_period_s: as driver.VirtualDriver has it; None: the live collector's, or
+    LONG_RUN_PERIOD_S in runs of LONG_RUN_S and more. Raises UsageError for an unknown fault or an output directory that
+    cannot be used.
     """
     check_stages(plan)
     scenario = what if isinstance(what, Scenario) else choose_scenario(what, base=params, seed=plan.seed)
@@ -63,7 +67,7 @@ def run_virtual(
         Asks(traffic, tree, begins.block_size_tokens),
         Telemetry(samples, begins, degrader),
         onset=(scenario.onset_s, scenario.after) if scenario.onset_s > 0 else None,
-        scrape_period_s=scrape_period_s,
+        scrape_period_s=scrape_period_s or _period_s(plan),
     )
     recorder = Recorder(writer, driver.now_ns, _ignore)
     recorder.on_workload(workload_title(plan), tuple(one.name for one in traffic.classes))
@@ -86,6 +90,11 @@ def _paired(plan: Plan, traffic: Traffic) -> Traffic:
     """Classes whose API reads the message once with each document know it, as in a live run."""
     classes = (msgspec.structs.replace(one, paired=(one.api or plan.api) in PAIRING) for one in traffic.classes)
     return msgspec.structs.replace(traffic, classes=tuple(classes))
+
+
+def _period_s(plan: Plan) -> float:
+    planned_s = sum(getattr(stage, "duration_s", None) or 0.0 for stage in plan.stages) or plan.budget_s
+    return LONG_RUN_PERIOD_S if planned_s >= LONG_RUN_S else SCRAPE_PERIOD_S
 
 
 def _ignore(progress: Progress) -> None:
