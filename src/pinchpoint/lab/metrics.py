@@ -275,12 +275,6 @@ class LabMetrics:
         self.grammar_compile_s += compile_s
         self.grammar_duration_s.observe(compile_s)
 
-    def page(self, gauges: "Gauges") -> str:
-        """The metrics page of an engine that is alone behind its API server."""
-        from pinchpoint.lab.pages import engine_page  # pages read this module
-
-        return engine_page(self._params.dialect, [EngineState(self._params, self, gauges)])
-
 
 class EngineState(msgspec.Struct):
     """What a page is made from: one engine at one instant."""

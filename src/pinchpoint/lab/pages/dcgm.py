@@ -11,6 +11,7 @@ decimals and whole numbers none; DCGM's utilisation is in whole per cent.
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from pinchpoint.lab.hardware import GPUS
 from pinchpoint.lab.pages.text import Labels
 from pinchpoint.lab.readings import GpuReading
 
@@ -21,16 +22,12 @@ NS_PER_S = 1e9
 PERCENT = 100
 DRIVER_VERSION = "570.133.20"
 HOSTNAME = "gpu-node-0"
-DEVICE_NAMES = {
-    "A100": "NVIDIA A100-SXM4-80GB",
-    "H100": "NVIDIA H100 80GB HBM3",
-    "H200": "NVIDIA H200",
-    "B200": "NVIDIA B200",
-    "L40S": "NVIDIA L40S",
-    "RTX4090": "NVIDIA GeForce RTX 4090",
-    "RTXPRO6000": "NVIDIA RTX PRO 6000 Blackwell Workstation Edition",
-}
-"""As the driver calls them; others go under the lab's name."""
+
+
+def _driver_name(gpu: str) -> str:
+    """One that the lab does not know goes under the name that it was given."""
+    known = GPUS.get(gpu)
+    return known.product_name if known else gpu
 
 
 def _uuid(index: int) -> str:
@@ -103,7 +100,7 @@ FIELDS = (
 
 def page(gpus: Sequence[GpuReading], gpu: str, hostname: str = HOSTNAME) -> str:
     """gpu: the lab's name of the device, such as A100. No GPUs: an empty page."""
-    heads = [_labels(reading.index, DEVICE_NAMES.get(gpu, gpu), hostname) for reading in gpus]
+    heads = [_labels(reading.index, _driver_name(gpu), hostname) for reading in gpus]
     out: list[str] = []
     for field in FIELDS if gpus else ():
         out.append(f"# HELP {field.name} {field.help_text}\n# TYPE {field.name} {field.kind}\n")
