@@ -15,7 +15,7 @@ def url() -> Iterator[str]:
 
 
 def test_a_closed_loop_keeps_its_users_busy(url: str) -> None:
-    trial = run_trial(url, NullTarget(stream=True, first_ms=1, gap_ms=1), duration_s=0.2, tokens=5, concurrency=4)
+    trial = run_trial(url, NullTarget(stream=True, first_ms=1, gap_ms=1), duration_s=1.0, tokens=5, concurrency=4)
     assert trial.failures == {}
     assert trial.requests >= 4
     assert 0 < trial.tokens <= 5 * trial.requests

@@ -8,6 +8,7 @@ from collections import namedtuple
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from fake_service import FakeService, answer
 
@@ -231,7 +232,9 @@ def test_a_process_that_ended_is_an_event(tree: "subprocess.Popen[bytes]") -> No
 
 
 def test_the_collector_is_not_counted_as_load_generator(tree: "subprocess.Popen[bytes]") -> None:
-    before = by_series(Client([tree.pid]).read()[1])["client.rss_bytes"]
-    with_us = by_series(Client([tree.pid, os.getpid()]).read()[1])["client.rss_bytes"]
-    after = by_series(Client([tree.pid]).read()[1])["client.rss_bytes"]  # its child may still be starting
+    children = [child.pid for child in psutil.Process().children()]  # the tree, and what other tests left running
+    assert tree.pid in children
+    before = by_series(Client(children).read()[1])["client.rss_bytes"]
+    with_us = by_series(Client([*children, os.getpid()]).read()[1])["client.rss_bytes"]
+    after = by_series(Client(children).read()[1])["client.rss_bytes"]  # they may still be starting
     assert 0.9 * min(before, after) < with_us < 1.1 * max(before, after)
