@@ -29,6 +29,7 @@ UNIT_ENDINGS = {
     "_watts": "W",
     "_hz": "Hz",
     "_celsius": "degC",
+    "_bytes_per_s": "bytes/s",
     "_s": "s",
 }
 
