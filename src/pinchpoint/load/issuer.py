@@ -39,6 +39,7 @@ from pinchpoint.load.wire import (
 )
 from pinchpoint.schedule import Schedule, ScheduledRequest, Slots
 from pinchpoint.targets.target import Target
+from pinchpoint.traceids import HEADER, traceparent
 
 WALL_REFRESH_NS = NS_PER_S // 10
 EXPIRE_PERIOD_NS = NS_PER_S // 20
@@ -98,6 +99,7 @@ class Issuer:
         self._content = content
         self._on_done = on_done
         self._habits = habits
+        self._tells_requests_apart = habits.session_header is not None or habits.trace_salt is not None
         self._deadlines = Deadlines(habits.timeouts)
         self._heads = [[self._head(endpoint, target) for endpoint in endpoints] for target in self._targets]
         self._backlog = Backlog(self._write, content.remembers)
@@ -354,6 +356,14 @@ class Issuer:
         ]
         return ("\r\n".join(lines) + "\r\n" + endpoint.extra_head).encode("latin-1") + b"Content-Length: "
 
+    def _of_this_request(self, exchange: Exchange) -> list[tuple[str, str]]:
+        """Headers whose value differs from request to request."""
+        habits, row = self._habits, exchange.row
+        headers = [(habits.session_header, str(row.session_id))] if habits.session_header is not None else []
+        if habits.trace_salt is not None:
+            headers.append((HEADER, traceparent(habits.trace_salt, row.request_id, exchange.attempts)))
+        return headers
+
     def _target_of(self, row: ScheduledRequest) -> int:
         return row.class_id if len(self._targets) > 1 else 0
 
@@ -411,7 +421,6 @@ class Issuer:
         exchange.sent_ns = exchange.sent_ns or now_ns
         if self._habits.new_connections:
             exchange.connect_ns = now_ns
-        session = self._habits.session_header
         left_ns = exchange.scheduled_ns + int(self._habits.timeouts.total_s * NS_PER_S) - now_ns
         exchange.key = self._rpc.send(
             target.path,
@@ -421,7 +430,7 @@ class Issuer:
             timeout_s=max(left_ns, 1) / NS_PER_S,
             metadata=(
                 *((name.lower(), value) for name, value in (*target.headers, *self._habits.headers)),
-                *([(session.lower(), str(exchange.row.session_id))] if session is not None else []),
+                *((name.lower(), value) for name, value in self._of_this_request(exchange)),
             ),
         )
         self._calls[exchange.key] = exchange
@@ -456,13 +465,9 @@ class Issuer:
         exchange.connection_id = connection.number
         connection.requests += 1
         head = self._heads[self._target_of(exchange.row)][exchange.backend]
-        if self._habits.session_header is not None:
-            head = b"%s%d\r\n%s: %d\r\n\r\n" % (
-                head,
-                len(body),
-                self._habits.session_header.encode("latin-1"),
-                exchange.row.session_id,
-            )
+        if self._tells_requests_apart:
+            lines = "".join(f"{name}: {value}\r\n" for name, value in self._of_this_request(exchange))
+            head = b"%s%d\r\n%s\r\n" % (head, len(body), lines.encode("latin-1"))
         else:
             head = b"%s%d\r\n\r\n" % (head, len(body))
         if exchange.sent_ns is None:

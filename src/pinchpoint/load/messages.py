@@ -58,7 +58,8 @@ class Habits(msgspec.Struct, frozen=True):
     """How the loop treats connections and failures.
 
     headers: name and value, sent with every request. session_header: name of the header that carries the session's
-    number. retries: times a rejected request or one whose connection failed is sent again.
+    number. retries: times a rejected request or one whose connection failed is sent again. trace_salt: every request
+    carries a `traceparent` made of it and its number (traceids); None: none does.
     """
 
     timeouts: Timeouts = Timeouts()
@@ -67,6 +68,7 @@ class Habits(msgspec.Struct, frozen=True):
     new_connections: bool = False
     warm_connections: int = 0
     retries: int = 0
+    trace_salt: int | None = None
 
 
 class WorkerConfig(msgspec.Struct, frozen=True):

@@ -16,6 +16,7 @@ from pinchpoint.fetch import tls_context
 from pinchpoint.load.messages import Timeouts
 from pinchpoint.load.wire import resolve
 from pinchpoint.load.worker import source
+from pinchpoint.traceids import request_of, salt_of, trace_id
 from tests.support.proxy import Proxy
 from tests.support.scripted_server import END, STREAM_HEAD, Piece, ScriptedServer, chunk, event, stream
 from tests.support.tls import Authority, TlsScriptedServer
@@ -510,3 +511,40 @@ def test_an_untrusted_certificate_is_a_failure_of_the_tls_phase(authority: Autho
         exchange = driver.one()
     assert (exchange.status, exchange.phase) == ("transport_error", "tls")
     assert exchange.connect_ns is not None and exchange.connected_ns is None
+
+
+# -- traces --------------------------------------------------------------------------------------------------------
+
+SALT = salt_of("a run")
+
+
+def traces_in(requests: list[bytes]) -> list[tuple[str, str]]:
+    """Trace id and span id of each request in whose head they stand."""
+    heads = [text.partition(b"\r\n\r\n")[0].decode().split("\r\n") for text in requests]
+    values = [line.partition(": ")[2] for head in heads for line in head if line.startswith("traceparent: ")]
+    return [(value.split("-")[1], value.split("-")[2]) for value in values]
+
+
+def test_every_request_carries_a_trace_of_its_own_that_leads_back_to_it() -> None:
+    with ScriptedServer(well) as server, driven(server.url, trace_salt=SALT, session_header="X-S") as driver:
+        driver.start(*(request(n, 0.01 * n) for n in range(5)))
+        driver.until(5)
+        traces = traces_in(server.requests)
+    assert sorted(request_of(SALT, trace) or 0 for trace, _ in traces) == [0, 1, 2, 3, 4]
+    assert {e.status for e in driver.done} == {"ok"}
+
+
+def test_each_attempt_is_a_span_of_its_own_in_one_trace() -> None:
+    refusal = page("503 Service Unavailable")
+    with ScriptedServer(refuse_first(1, refusal)) as server, driven(server.url, trace_salt=SALT, retries=2) as driver:
+        exchange = driver.one()
+        traces = traces_in(server.requests)
+    assert (exchange.status, len(traces)) == ("ok", 2)
+    assert {trace for trace, _ in traces} == {trace_id(SALT, exchange.row.request_id)}
+    assert len({span for _, span in traces}) == 2
+
+
+def test_a_load_that_asks_for_no_traces_sends_none() -> None:
+    with ScriptedServer(well) as server, driven(server.url) as driver:
+        driver.one()
+        assert traces_in(server.requests) == []

@@ -27,6 +27,7 @@ from pinchpoint.load.wire import Endpoint, resolve
 from pinchpoint.load.worker import source
 from pinchpoint.prompt import Prompt
 from pinchpoint.targets.target import EMPTY, Chunk, Target, Transport
+from pinchpoint.traceids import traceparent
 from tests.support.grpc_server import GrpcServer, Script
 from tests.support.tls import Authority
 from tests.unit.load.drive import Driven, driven, ns, pool, request
@@ -522,11 +523,13 @@ def test_a_new_connection_has_its_instants(stop: threading.Event) -> None:
 
 def test_headers_of_the_plan_and_the_session_go_along() -> None:
     with GrpcServer(letters(b"a")) as server:
-        with driven_by(server.url, headers=(("Authorization", "Bearer k"),), session_header="X-Session") as load:
+        headers = (("Authorization", "Bearer k"),)
+        with driven_by(server.url, headers=headers, session_header="X-Session", trace_salt=5) as load:
             load.start(request(7, session=3))
             load.until(1)
         ((_, metadata, _),) = server.seen
     assert (metadata["authorization"], metadata["x-session"]) == ("Bearer k", "3")
+    assert metadata["traceparent"] == traceparent(5, 7)
 
 
 # -- TLS -----------------------------------------------------------------------------------------------------------
