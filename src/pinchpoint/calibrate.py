@@ -18,8 +18,8 @@ import msgspec
 import numpy as np
 
 from pinchpoint import __version__
+from pinchpoint.cgroup import usable_cores
 from pinchpoint.errors import PinchpointError, UsageError
-from pinchpoint.load.cgroup import usable_cores
 from pinchpoint.load.health import local_ports
 from pinchpoint.load.pool import RESERVED_FILES, raise_file_limit
 from pinchpoint.load.trial import (

@@ -16,8 +16,8 @@ import resource
 import time
 from pathlib import Path
 
+from pinchpoint.cgroup import CGROUP_MOUNT, cpu_groups, read_throttling
 from pinchpoint.clock import NS_PER_S
-from pinchpoint.load.cgroup import CGROUP_MOUNT, cpu_groups, read_throttling
 
 READ_BYTES = 65536
 """Above the length of each of these files, of which /proc/net/netstat is the longest with about 4 kB."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pinchpoint.catalog import load_catalog
-from pinchpoint.load.cgroup import cpu_groups, quota_cores, read_throttling, usable_cores
+from pinchpoint.cgroup import cpu_groups, quota_cores, read_throttling, usable_cores
 from pinchpoint.load.health import ClientHealth
 
 NETSTAT = (

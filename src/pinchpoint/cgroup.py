@@ -1,4 +1,4 @@
-"""What the control groups of this process grant it of the CPU: quota, and how often it was held back by it.
+"""What its control groups grant a process of the CPU: quota, and how often it was held back by it.
 
 A quota counts for a group and everything below it, and each level keeps its own count of periods in which it was held
 back. So all levels from the process up to the mount are read. In a container the kernel may name a path that is not
