@@ -398,3 +398,19 @@ SAMPLE_COLUMNS: dict[str, str] = {
     "labels": "string",  # k=v pairs joined by commas, sorted by key
     "value": "float64",
 }
+
+SPAN_COLUMNS: dict[str, str] = {
+    "trace_id": "string",  # 32 hexadecimal digits
+    "span_id": "string",  # 16
+    "parent_id": "string?",  # null: a root
+    "name": "string",
+    "service": "string",  # service.name of the sender; empty: not told
+    "instance": "string",  # whose clock it was: host.name, else service.instance.id, of the sender
+    "kind": "string",  # internal, server, client, producer, consumer
+    "start_ns": "int64",  # the sender's wall clock on our axis; off by as much as its clock is off ours
+    "end_ns": "int64",
+    "status": "string",  # unset, ok, error
+    "received_ns": "int64?",  # when the receiver had it; null: read from a file
+    "request_id": "uint64?",  # of the request whose trace it is; null: of none of this run
+    "attributes_json": "string",  # the sender's attributes, cut
+}

@@ -10,6 +10,7 @@ later; it is then marked aborted.
     schedule.parquet    what was intended           parts/schedule-*.arrows
     records.parquet     what happened to it         parts/records-*.arrows
     telemetry.parquet   readings                    parts/telemetry-*.arrows
+    spans.parquet       what the service told       parts/spans-*.arrows        only of a run that received spans
     events.jsonl        rare events for people
     verdict.json        the judgement, a cache that may be deleted
     report.html         the report
@@ -31,6 +32,7 @@ from pinchpoint.model import (
     RECORD_COLUMNS,
     SAMPLE_COLUMNS,
     SCHEDULE_COLUMNS,
+    SPAN_COLUMNS,
     Manifest,
 )
 from pinchpoint.parts import FLUSH_PERIOD_S, PartWriter, arrow_schema, conform, grouped, is_list, part_batches
@@ -38,7 +40,14 @@ from pinchpoint.parts import FLUSH_PERIOD_S, PartWriter, arrow_schema, conform, 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-TABLES = {"schedule": SCHEDULE_COLUMNS, "records": RECORD_COLUMNS, "telemetry": SAMPLE_COLUMNS}
+TABLES = {
+    "schedule": SCHEDULE_COLUMNS,
+    "records": RECORD_COLUMNS,
+    "telemetry": SAMPLE_COLUMNS,
+    "spans": SPAN_COLUMNS,
+}
+OPTIONAL_TABLES = frozenset({"spans"})
+"""Without a part there is no file, as in runs of versions that did not know the table; it then reads as empty."""
 READ_ROWS_MAX = 1 << 12
 ROW_GROUP_ROWS_MAX = 1 << 16
 ROW_GROUP_ITEMS_MAX = 1 << 18
@@ -151,6 +160,8 @@ def _compact(path: Path, manifest: Manifest) -> None:
     files: dict[str, dict[str, Any]] = {}
     for name, columns in TABLES.items():
         target, schema = path / f"{name}.parquet", arrow_schema(columns)
+        if name in OPTIONAL_TABLES and not target.exists() and not any((path / "parts").glob(f"{name}-*.arrows")):
+            continue
         if not target.exists():
             batches = _unsealed_batches(path, name, schema)
             _write_parquet(grouped(batches, ROW_GROUP_ROWS_MAX, ROW_GROUP_ITEMS_MAX), schema, target)
@@ -240,6 +251,11 @@ class Run:
     @property
     def telemetry(self) -> "pa.Table":
         return self._table("telemetry")
+
+    @property
+    def spans(self) -> "pa.Table":
+        """What the service told of its requests; empty where nobody asked."""
+        return self._table("spans")
 
     def events(self) -> list[dict[str, Any]]:
         path = self.path / "events.jsonl"

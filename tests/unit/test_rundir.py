@@ -298,3 +298,28 @@ for name in ("small", "large"):
     (small_kib, small), (large_kib, large) = (map(int, line.split()) for line in ended.stdout.splitlines())
     assert (small, large) == (1_000, 2_000_000)
     assert (large_kib - small_kib) / 1024 < MEMORY_GROWTH_MAX_MIB
+
+
+def span(number: int) -> tuple:
+    return ("a" * 32, f"{number:016x}", None, "llm_request", "vllm", "", "server", 1, 2, "unset", 3, None, "{}")
+
+
+def test_spans_are_sealed_like_the_other_tables(tmp_path: Path) -> None:
+    writer = RunWriter(tmp_path / "run", manifest())
+    part = writer.part("spans", "otlp")
+    part.append(span(number) for number in range(3))
+    part.close()
+    assert read_run(tmp_path / "run").spans.num_rows == 3
+    writer.seal("complete")
+    run = read_run(tmp_path / "run")
+    assert run.spans.column("span_id").to_pylist() == [f"{number:016x}" for number in range(3)]
+    assert run.manifest.files["spans.parquet"]["rows"] == 3
+
+
+def test_a_run_that_received_no_spans_has_no_file_of_them(tmp_path: Path) -> None:
+    RunWriter(tmp_path / "run", manifest()).seal("complete")
+    run = read_run(tmp_path / "run")
+    assert "spans.parquet" not in run.manifest.files
+    assert not (tmp_path / "run" / "spans.parquet").exists()
+    assert run.spans.num_rows == 0
+    assert run.problems == []
