@@ -1,29 +1,35 @@
-"""The catalogue of canonical series: what each is, and under which names engines expose it.
+"""The catalogue of canonical series: what each is, and under which names engines and exporters expose it.
 
-For collectors (exposed name -> canonical series and scale) and for readers (unit, kind and role of a series).
+For collectors (exposed name -> canonical series, scale and labels) and for readers (unit, kind and role of a series).
 Not for values: nothing here reads a metric. The entries are data, in catalog.toml beside this file.
 
 The surprising thing: one exposed name can feed two series, told apart by a label (vLLM's waiting requests by
 reason, Triton's failures by reason). The filtered alias wins, and the plain one takes what is left over.
 """
 
+import math
 import tomllib
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from pinchpoint.errors import UsageError
 
 Kind = Literal["gauge", "counter", "histogram", "info"]
-SeriesLayer = Literal["engine", "host", "server", "client", "probe", "gpu"]
+SeriesLayer = Literal["engine", "gateway", "host", "server", "client", "probe", "gpu", "network", "source"]
 Role = Literal["utilisation", "saturation", "errors", "throughput", "latency", "config"]
 
 CATALOG_PATH = Path(__file__).with_name("catalog.toml")
 TOTAL = "_total"
-HISTOGRAM_MEMBERS = ("_sum", "_count", "_bucket")
+BUCKET = "_bucket"
+HISTOGRAM_MEMBERS = ("_sum", "_count", BUCKET)
+BOUND = "le"
+"""The label that holds a bucket's upper bound."""
+BOUND_DIGITS = 9
+"""Of a bound that was scaled: enough for every bound seen, and few enough to drop what the multiplication added."""
 
 
 class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -32,6 +38,11 @@ class Alias(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     labels: dict[str, str] = {}
     scale: float = 1.0
+    rename: dict[str, str] = {}
+    """Label as exposed -> label of the series."""
+    add: dict[str, str] = {}
+    """Labels of the series that the exposed name says instead of a label. Names with `add` are parts of one series:
+    all of them feed it, while of other names only the preferred one does."""
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -46,6 +57,44 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     aliases: dict[str, tuple[str | Alias, ...]] = {}
 
 
+class Exporter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who exposes a page of metrics: an engine, a router, or an exporter of hardware."""
+
+    name: str
+    """As in the aliases."""
+    title: str
+    layer: SeriesLayer
+    enable: str
+    """How its page is had, in a sentence."""
+    prefixes: tuple[str, ...] = ()
+    """What names of its own begin with; empty where its names tell nothing."""
+    ports: tuple[int, ...] = ()
+    """Where its page usually is."""
+    path: str = "/metrics"
+    companion: bool = False
+    """Its names stand on the pages of others, and never make a page its own."""
+    device_label: str | None = None
+    """Label that numbers accelerators; in series it is called `gpu`."""
+    device_kind: str | None = None
+    """Value of the label `kind` of its accelerators."""
+    hints: dict[str, str] = {}
+    """Series -> how to get it, where the page does not show it by itself."""
+
+
+class Match(NamedTuple):
+    """Where one exposed sample goes."""
+
+    series: str
+    scale: float
+    """Exposed value * scale is in the series' unit."""
+    rank: int
+    """Place among the names of its series; 0 is preferred."""
+    group: str
+    """Of several names of one series on one page, only those of the least (rank, group) feed it: see `Catalog.rank`."""
+    labels: Mapping[str, str]
+    """As they belong to the series: renamed where the exporter has a word of its own, bounds of buckets in its unit."""
+
+
 class _Respelling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"source": "from", "targets": "to"}):
     engine: str
     source: str
@@ -55,6 +104,7 @@ class _Respelling(msgspec.Struct, frozen=True, forbid_unknown_fields=True, renam
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     series: tuple[Entry, ...]
     respelling: tuple[_Respelling, ...] = ()
+    exporter: tuple[Exporter, ...] = ()
 
 
 class _Target(msgspec.Struct, frozen=True):
@@ -62,22 +112,40 @@ class _Target(msgspec.Struct, frozen=True):
 
     labels: dict[str, str]
     series: str
-    scale: float
-    rank: int
+    scale: float = 1.0
+    rank: int = 0
+    group: str = ""
+    engine: str | None = None
+    """None for a canonical name, which goes to itself."""
+    rename: dict[str, str] = {}
+    add: dict[str, str] = {}
+    bound_scale: float = 1.0
 
 
 class Catalog:
     """Lookup in both directions. Built once by `load_catalog`; do not build your own outside tests."""
 
-    def __init__(self, entries: tuple[Entry, ...], respellings: tuple[_Respelling, ...] = ()) -> None:
+    def __init__(
+        self,
+        entries: tuple[Entry, ...],
+        respellings: tuple[_Respelling, ...] = (),
+        exporters: tuple[Exporter, ...] = (),
+    ) -> None:
         self._entries: dict[str, Entry] = {}
         self._targets: dict[str, list[_Target]] = {}
+        self._exporters = {exporter.name: exporter for exporter in exporters}
         for entry in entries:
             self._add_entry(entry)
             for engine, aliases in entry.aliases.items():
                 spellings = [spelling for spelling in respellings if spelling.engine == engine]
+                parts_rank = None
                 for rank, alias in enumerate(aliases):
-                    self._add_alias(entry, Alias(alias) if isinstance(alias, str) else alias, rank, spellings)
+                    known = Alias(alias) if isinstance(alias, str) else alias
+                    if known.add:
+                        parts_rank = rank if parts_rank is None else parts_rank
+                    self._add_alias(
+                        entry, engine, known, parts_rank if known.add and parts_rank is not None else rank, spellings
+                    )
         for targets in self._targets.values():
             targets.sort(key=lambda target: -len(target.labels))
 
@@ -85,32 +153,46 @@ class Catalog:
         if entry.name in self._entries:
             raise UsageError(f"catalogue: series {entry.name} is defined twice; keep one of them")
         self._entries[entry.name] = entry
-        self._register(entry.name, _Target({}, entry.name, 1.0, 0))
+        self._register(entry.name, _Target({}, entry.name))
         if entry.kind == "histogram":
             for member in HISTOGRAM_MEMBERS:
                 name = entry.name + member
                 unit = entry.unit if member == "_sum" else "observations"
                 self._entries[name] = msgspec.structs.replace(entry, name=name, unit=unit, kind="counter", aliases={})
-                self._register(name, _Target({}, name, 1.0, 0))
+                self._register(name, _Target({}, name))
 
-    def _add_alias(self, entry: Entry, alias: Alias, rank: int, respellings: list[_Respelling]) -> None:
+    def _add_alias(self, entry: Entry, engine: str, alias: Alias, rank: int, respellings: list[_Respelling]) -> None:
+        exporter = self._exporters.get(engine)
+        rename, add = alias.rename, alias.add
+        if entry.layer == "gpu" and exporter is not None:
+            if exporter.device_label is not None:
+                rename = {exporter.device_label: "gpu", **rename}
+            if exporter.device_kind is not None:
+                add = {"kind": exporter.device_kind, **add}
         names = [alias.name]
         for respelling in respellings:
             if alias.name.startswith(respelling.source):
                 stem = alias.name.removeprefix(respelling.source)
                 names += [target + stem for target in respelling.targets]
         for name in names:
+            plain = _Target(
+                alias.labels, entry.name, alias.scale, rank, engine if alias.add else name, engine, rename, add
+            )
             if entry.kind == "histogram":
-                self._register(name + "_sum", _Target(alias.labels, entry.name + "_sum", alias.scale, rank))
-                self._register(name + "_count", _Target(alias.labels, entry.name + "_count", 1.0, rank))
-                if alias.scale == 1.0:  # a scaled bucket would carry its `le` bound in the exposed unit
-                    self._register(name + "_bucket", _Target(alias.labels, entry.name + "_bucket", 1.0, rank))
+                for member in HISTOGRAM_MEMBERS:
+                    # The members of one histogram are chosen together, so they compete under its name.
+                    target = msgspec.structs.replace(plain, series=entry.name + member)
+                    if member != "_sum":
+                        target = msgspec.structs.replace(target, scale=1.0)
+                    if member == BUCKET:
+                        target = msgspec.structs.replace(target, bound_scale=alias.scale)
+                    self._register(name + member, target)
             else:
-                target = _Target(alias.labels, entry.name, alias.scale, rank)
-                self._register(name, target)
+                self._register(name, plain)
                 if entry.kind == "counter":
                     stem = name.removesuffix(TOTAL)
-                    self._register(stem if stem != name else name + TOTAL, target)
+                    other = stem if stem != name else name + TOTAL
+                    self._register(other, plain if alias.add else msgspec.structs.replace(plain, group=other))
 
     def _register(self, exposed: str, target: _Target) -> None:
         targets = self._targets.setdefault(exposed, [])
@@ -127,9 +209,24 @@ class Catalog:
         """Every canonical series by name, histogram members included."""
         return self._entries
 
+    @property
+    def exporters(self) -> Mapping[str, Exporter]:
+        """Engines, routers and exporters of hardware that the catalogue has names of, by name."""
+        return self._exporters
+
     def entry(self, series: str) -> Entry | None:
         """What a canonical series is; None when the catalogue does not have it."""
         return self._entries.get(series)
+
+    def match(self, raw_name: str, labels: Mapping[str, str]) -> Match | None:
+        """Where an exposed sample goes; None when the catalogue does not know the name.
+
+        A canonical name goes to itself. The labels of the result may be `labels` itself: read them, never change them.
+        """
+        target = self._find(raw_name, labels)
+        if target is None:
+            return None
+        return Match(target.series, target.scale, target.rank, target.group or raw_name, _relabelled(labels, target))
 
     def resolve(self, raw_name: str, labels: Mapping[str, str]) -> tuple[str | None, float]:
         """Canonical series of an exposed sample, and the factor that turns its value into the series' unit.
@@ -148,11 +245,42 @@ class Catalog:
         target = self._find(raw_name, labels)
         return target.rank if target else 0
 
+    def exposers(self, raw_name: str) -> Mapping[str, tuple[str, ...]]:
+        """Exporters that expose a name, each with the series it may lead to (one, but for filters by label)."""
+        found: dict[str, list[str]] = {}
+        for target in self._targets.get(raw_name, ()):
+            if target.engine is not None:
+                found.setdefault(target.engine, []).append(target.series)
+        return {engine: tuple(series) for engine, series in found.items()}
+
+    def exposer(self, raw_name: str, labels: Mapping[str, str]) -> str | None:
+        """Exporter whose alias takes a sample; None for canonical and for unknown names."""
+        target = self._find(raw_name, labels)
+        return target.engine if target else None
+
     def _find(self, raw_name: str, labels: Mapping[str, str]) -> _Target | None:
         for target in self._targets.get(raw_name, ()):
             if all(labels.get(key) == value for key, value in target.labels.items()):
                 return target
         return None
+
+
+def _relabelled(labels: Mapping[str, str], target: _Target) -> Mapping[str, str]:
+    if not target.rename and not target.add and target.bound_scale == 1.0:
+        return labels
+    renamed = {target.rename.get(key, key): value for key, value in labels.items()} | target.add
+    if target.bound_scale != 1.0 and BOUND in renamed:
+        renamed[BOUND] = scaled_bound(renamed[BOUND], target.bound_scale)
+    return renamed
+
+
+def scaled_bound(text: str, scale: float) -> str:
+    """A bucket's bound in another unit: "1800" µs * 1e-6 is "0.0018". Infinity, and what is no number, stay as is."""
+    try:
+        bound = float(text)
+    except ValueError:
+        return text
+    return f"{bound * scale:.{BOUND_DIGITS}g}" if math.isfinite(bound) else text
 
 
 @cache
@@ -167,7 +295,7 @@ def read_catalog(path: Path) -> Catalog:
         content = msgspec.convert(tomllib.loads(path.read_text(encoding="utf-8")), _File)
     except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise UsageError(f"catalogue {path} cannot be read ({error}); reinstall pinchpoint or mend the file") from error
-    return Catalog(content.series, content.respelling)
+    return Catalog(content.series, content.respelling, content.exporter)
 
 
 _ESCAPES = str.maketrans({"%": "%25", ",": "%2C", "\n": "%0A", "\r": "%0D"})

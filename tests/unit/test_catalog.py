@@ -16,6 +16,7 @@ from pinchpoint.catalog import (
     load_catalog,
     parse_labels,
     read_catalog,
+    scaled_bound,
 )
 from pinchpoint.errors import UsageError
 from pinchpoint.telemetry.prometheus import PrometheusParser
@@ -29,9 +30,13 @@ UNIT_ENDINGS = {
     "_watts": "W",
     "_hz": "Hz",
     "_celsius": "degC",
-    "_bytes_per_s": "bytes/s",
+    "_per_s": "/s",
     "_s": "s",
 }
+
+
+OPENTELEMETRY_NAMES = {"host.name", "server.address", "server.port", "client.address"}
+"""Attributes of spans that look like series."""
 
 
 @pytest.mark.parametrize(
@@ -87,12 +92,53 @@ def test_the_scale_turns_exposed_units_into_ours(raw: str, exposed: float, value
     assert exposed * load_catalog().resolve(raw, {})[1] == pytest.approx(value)
 
 
-def test_a_scaled_histogram_scales_its_sum_not_its_count_and_gives_up_its_buckets() -> None:
+def test_a_scaled_histogram_scales_its_sum_and_the_bounds_of_its_buckets_but_no_counts() -> None:
     catalog = load_catalog()
     name = "nv_inference_first_response_histogram_ms"
     assert catalog.resolve(name + "_sum", {}) == ("engine.ttft_s_sum", 1e-3)
     assert catalog.resolve(name + "_count", {}) == ("engine.ttft_s_count", 1.0)
-    assert catalog.resolve(name + "_bucket", {}) == (None, 1.0)
+    bucket = catalog.match(name + "_bucket", {"model": "m", "le": "250"})
+    assert bucket is not None
+    assert (bucket.series, bucket.scale, bucket.labels) == ("engine.ttft_s_bucket", 1.0, {"model": "m", "le": "0.25"})
+
+
+@pytest.mark.parametrize(
+    ("exposed", "scale", "bound"),
+    [
+        ("18", 1e-6, "1.8e-05"),
+        ("5.8319999999999999", 1e-6, "5.832e-06"),
+        ("+Inf", 1e-6, "+Inf"),
+        ("inf", 1e-3, "inf"),
+        ("500", 1e6, "500000000"),
+        ("many", 1e-3, "many"),
+    ],
+)
+def test_a_bound_is_scaled_without_the_noise_of_the_multiplication(exposed: str, scale: float, bound: str) -> None:
+    assert scaled_bound(exposed, scale) == bound
+
+
+@given(st.lists(st.floats(1e-6, 1e9), min_size=2, max_size=10, unique=True), st.sampled_from([1e-6, 1e-3, 1e6, 1e9]))
+def test_scaled_bounds_keep_their_order(bounds: list[float], scale: float) -> None:
+    scaled = [float(scaled_bound(repr(bound), scale)) for bound in sorted(bounds)]
+    assert scaled == sorted(scaled)
+
+
+def test_labels_of_an_exporter_become_those_of_the_series() -> None:
+    catalog = load_catalog()
+    npu = catalog.match("npu_chip_info_power", {"id": "3", "vdie_id": "x"})
+    assert npu is not None and npu.labels == {"gpu": "3", "vdie_id": "x", "kind": "ascend"}
+    nic = catalog.match("node_network_receive_bytes_total", {"device": "eth0"})
+    assert nic is not None and nic.labels == {"nic": "eth0"}
+    untouched = {"engine": "0"}
+    plain = catalog.match("vllm:num_requests_running", untouched)
+    assert plain is not None and plain.labels is untouched
+
+
+def test_names_that_say_a_label_are_parts_of_one_series_and_none_pushes_another_out() -> None:
+    catalog = load_catalog()
+    parts = [catalog.match(f"npu_chip_info_hccs_statistic_info_crc_err_cnt_{i}", {"id": "0"}) for i in range(8)]
+    assert {(part.series, part.rank, part.group) for part in parts if part} == {("gpu.link_errors_total", 0, "ascend")}
+    assert [part.labels["link"] for part in parts if part] == [str(i) for i in range(8)]
 
 
 def test_counters_are_found_with_and_without_total() -> None:
@@ -105,6 +151,16 @@ def test_counters_are_found_with_and_without_total() -> None:
                 stem = alias.name.removesuffix("_total")
                 for name in (stem, stem + "_total"):
                     assert catalog.resolve(name, alias.labels)[0] == entry.name
+
+
+def test_a_counter_that_is_exposed_with_and_without_total_feeds_its_series_once() -> None:
+    catalog = load_catalog()
+    places = set()
+    for name in ("ray_serve_num_router_requests", "ray_serve_num_router_requests_total"):
+        match = catalog.match(name, {})
+        assert match is not None and match.series == "gateway.requests_total"
+        places.add((match.rank, match.group))
+    assert len(places) == 2
 
 
 def test_an_unknown_name_resolves_to_nothing() -> None:
@@ -120,7 +176,8 @@ def test_every_canonical_name_resolves_to_itself_and_ends_in_its_unit() -> None:
             continue
         base = name.removesuffix("_sum").removesuffix("_total")
         ending = next((unit for end, unit in UNIT_ENDINGS.items() if base.endswith(end)), None)
-        assert ending in (None, entry.unit), f"{name} says {ending}, its entry {entry.unit}"
+        agrees = entry.unit.endswith(ending) if ending == "/s" else ending in (None, entry.unit)
+        assert agrees, f"{name} says {ending}, its entry {entry.unit}"
         is_counter = entry.kind == "counter"
         assert name.endswith(("_total", "_sum")) == is_counter, name
 
@@ -181,10 +238,11 @@ def test_the_shipped_catalogue_describes_every_series() -> None:
 
 
 def test_every_series_the_code_speaks_of_is_in_the_catalogue() -> None:
-    literal = re.compile(r'"((?:engine|host|server|client|probe|gpu)\.[a-z0-9_]+)"')
+    layers = "engine|gateway|kvstore|host|server|client|probe|gpu|network|source"
+    literal = re.compile(rf'"((?:{layers})\.[a-z0-9_]+)"')
     spoken = {name for path in CATALOG_PATH.parent.rglob("*.py") for name in literal.findall(path.read_text())}
     assert spoken
-    assert sorted(name for name in spoken if load_catalog().entry(name) is None) == []
+    assert sorted(name for name in spoken - OPENTELEMETRY_NAMES if load_catalog().entry(name) is None) == []
 
 
 label_names = st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_]{0,10}", fullmatch=True)

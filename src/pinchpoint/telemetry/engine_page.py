@@ -25,7 +25,8 @@ HTTP_OK = 200
 class _Known(NamedTuple):
     series: str | None
     scale: float
-    rank: int
+    place: tuple[int, str]
+    """Rank and group among the names of its series."""
     labels: str
     parsed: dict[str, str]
     """Held so that its id, the key of the cache, is not given to another dict."""
@@ -69,12 +70,11 @@ class EnginePage:
                 continue
             known = self._lookup(name, labels)
             if known.series is not None:
-                candidate = (known.rank, name)
-                best[known.series] = min(candidate, best.get(known.series, candidate))
+                best[known.series] = min(known.place, best.get(known.series, known.place))
             rows.append((name, known, value))
         readings = [
             Reading(name, known.series, known.labels, value * known.scale)
-            if known.series is not None and best[known.series][1] == name and math.isfinite(value) and value >= 0
+            if known.series is not None and best[known.series] == known.place and math.isfinite(value) and value >= 0
             else Reading(name, None, known.labels, value)
             for name, known, value in rows
         ]
@@ -86,8 +86,12 @@ class EnginePage:
         # The parser hands out the same dict for a line head it remembers, so identity is enough and cheap.
         known = self._known.get((name, id(labels)))
         if known is None:
-            series, scale = self._catalog.resolve(name, labels)
-            known = _Known(series, scale, self._catalog.rank(name, labels), format_labels(labels), labels)
+            match = self._catalog.match(name, labels)
+            if match is None:
+                known = _Known(None, 1.0, (0, name), format_labels(labels), labels)
+            else:
+                place = (match.rank, match.group)
+                known = _Known(match.series, match.scale, place, format_labels(match.labels), labels)
             if len(self._known) >= MAX_HEADS:
                 self._known.clear()
             self._known[name, id(labels)] = known

@@ -50,7 +50,7 @@ def test_every_sample_is_kept_but_creation_times() -> None:
 
 def test_known_samples_carry_their_series_in_its_unit_and_unknown_ones_stay_raw() -> None:
     readings = page("DCGM_FI_DEV_GPU_UTIL 50\nsomething_else 3\n")
-    assert readings["DCGM_FI_DEV_GPU_UTIL"] == ("DCGM_FI_DEV_GPU_UTIL", "gpu.util_ratio", "", 0.5)
+    assert readings["DCGM_FI_DEV_GPU_UTIL"] == ("DCGM_FI_DEV_GPU_UTIL", "gpu.util_ratio", "kind=nvidia", 0.5)
     assert readings["something_else"].series is None
 
 
