@@ -5,6 +5,7 @@ measure or judge are imported inside the verbs, so that `--help` stays quick.
 """
 
 import random
+import re
 import signal
 import sys
 from pathlib import Path
@@ -441,7 +442,8 @@ def main(arguments: list[str] | None = None) -> None:
     try:
         code = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        hint = "write --duration=-5s for a value that begins with -; " if "requires an argument" in str(error) else ""
+        flag = re.search(r"--[\w-]+", str(error)) if "requires an argument" in str(error) else None
+        hint = f"write {flag.group()}=-5s for a value that begins with -; " if flag else ""
         code = _fail(f"{error}; {hint}see pinchpoint --help", EXIT_USAGE, wants_json)
     except PinchpointError as error:
         code = _fail(str(error), error.exit_code, wants_json)

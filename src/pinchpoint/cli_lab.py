@@ -81,7 +81,9 @@ def serve(
         if as_json:
             print_json({"schema": "pinchpoint.lab-serve/1", "url": url, **exporters})
         else:
+            base, gpus = scenario.before, scenario.before.tensor_parallel * scenario.before.pipeline_parallel
             sys.stdout.write(f"the lab serves at {url} (Ctrl-C ends it)\n")
+            sys.stdout.write(f"{base.model} in {base.weight_precision} on {gpus} x {base.gpu}, as {base.dialect}\n")
             for name, found in exporters.items():
                 sys.stdout.write(f"{name.removesuffix('_url')} metrics at {found}\n")
         sys.stdout.flush()

@@ -130,6 +130,9 @@ class LabFace:
         if self.params.dialect in PROFILING_DIALECTS:
             self._profiler = Profiler(directory, self.params.dialect, self._engines, self.now_ns())
 
+    def _metrics(self) -> str:
+        return self.service.metrics_page(self.now_ns(), epoch_unix_s=float(self._started_s))
+
     def _engines(self) -> list[Engine]:
         group = self.service.replicas[0].group
         return group.engines if group is not None else []
@@ -187,7 +190,7 @@ class LabFace:
         if path in MODEL_ROUTES or path == "/tokenize" or request.method not in ("GET", "HEAD"):
             return 405, b'{"detail":"Method Not Allowed"}', JSON
         if path == "/metrics":
-            return HTTP_OK, self.service.metrics_page(self.now_ns()).encode(), PROMETHEUS_TEXT
+            return HTTP_OK, self._metrics().encode(), PROMETHEUS_TEXT
         if path == LAB_PAGE:
             return HTTP_OK, self.lateness.page().encode(), PROMETHEUS_TEXT
         return HTTP_OK, identity.encode(self._pages[path]), JSON

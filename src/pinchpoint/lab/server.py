@@ -6,6 +6,7 @@ a signal. What is answered: face.py. With the extra `lab` the event loop is uvlo
 
 import asyncio
 import gc
+import os
 import signal
 import socket
 from collections.abc import Callable
@@ -63,6 +64,24 @@ Ready = Callable[[Ports], None]
 """Called once connections are accepted."""
 
 
+def _check(serving: Serving, params: LabParams) -> None:
+    """Raises UsageError for an exporter of other makers' accelerators, and a directory that cannot be written."""
+    ascend = params.gpu_spec.peer_link == "hccs"
+    if serving.npu_port is not None and not ascend:
+        raise UsageError(f"npu-exporter tells of Ascend NPUs, not of {params.gpu}; use --dcgm-port, or --gpu 910B2")
+    if serving.dcgm_port is not None and ascend:
+        raise UsageError(f"DCGM tells of NVIDIA's GPUs, not of {params.gpu}; use --npu-port, or --gpu H100")
+    if serving.profile_dir is not None:
+        try:
+            serving.profile_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"cannot write traces to {serving.profile_dir} ({error.strerror}); name another one"
+            ) from None
+        if not os.access(serving.profile_dir, os.W_OK):
+            raise UsageError(f"cannot write traces to {serving.profile_dir} (no permission); name another one")
+
+
 async def serve(
     scenario: Scenario | LabParams, serving: Serving = USUAL, ready: Ready | None = None
 ) -> LatenessSummary:
@@ -75,6 +94,7 @@ async def serve(
         scenario = Scenario(faults=(), severity="moderate", onset_s=0.0, before=scenario, after=scenario, seed=0)
     loop = asyncio.get_running_loop()
     face = LabFace(scenario.at_start(), scenario.seed, loop)
+    _check(serving, face.params)
     if serving.profile_dir is not None:
         face.allow_profiles(serving.profile_dir)
     servers: list[asyncio.Server] = []

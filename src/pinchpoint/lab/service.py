@@ -14,7 +14,7 @@ from pinchpoint.lab.events import NULL_REQUEST_ID, PLAIN, ClientEvent, Details, 
 from pinchpoint.lab.front import Servers
 from pinchpoint.lab.gateway import GATEWAY_TIMEOUT, RateLimit
 from pinchpoint.lab.outbox import Outbox
-from pinchpoint.lab.pages import engine_page
+from pinchpoint.lab.pages import EPOCH_UNIX_S, engine_page
 from pinchpoint.lab.params import LabParams
 from pinchpoint.lab.path import (
     BYTES_PER_PROMPT_TOKEN,
@@ -181,15 +181,19 @@ class VirtualService:
         self._simulate(t_ns)
         return ServiceState([replica.state(t_ns) for replica in self._replicas])
 
-    def metrics_page(self, t_ns: int, replica: int = 0) -> str:
-        """What GET /metrics of a replica would show at t_ns; taking it costs no time. Empty while it is down."""
+    def metrics_page(self, t_ns: int, replica: int = 0, epoch_unix_s: float = EPOCH_UNIX_S) -> str:
+        """What GET /metrics of a replica would show at t_ns; taking it costs no time. Empty while it is down.
+
+        epoch_unix_s: the wall clock at instant 0."""
         self._simulate(t_ns)
         chosen = self._replicas[replica]
         if chosen.group is None:
             return ""
         now_s = t_ns / NS_PER_S
         process = chosen.process_reading(t_ns)
-        return engine_page(self.params.dialect, chosen.group.states(now_s), process, now_s=now_s)
+        return engine_page(
+            self.params.dialect, chosen.group.states(now_s), process, now_s=now_s, epoch_unix_s=epoch_unix_s
+        )
 
     def process_readings(self, t_ns: int) -> dict[str, float]:
         """Of the first replica's first API process. cpu_s is cumulative; open_fds grows by one per open connection."""

@@ -2,14 +2,17 @@
 
 from collections.abc import Mapping
 
+import msgspec
+
 from pinchpoint.errors import UsageError
 from pinchpoint.lab.calibrations import calibration
 from pinchpoint.lab.params import LabParams
 
 TENSOR_PARALLEL = (1, 2, 4, 8)
 """Sizes that servers have; the heads of all known models can be divided by them."""
-KV_REQUESTS_MIN = 8
-"""A service has room for at least so many requests of full length, else more GPUs are taken."""
+KV_TOKENS_MIN = 65_536
+"""A service has room for so many tokens, or for one request of full length where that is more (vLLM refuses to start
+below); else more GPUs are taken. Eight requests of 8,192 tokens are the least that makes a batch worth its name."""
 DIALECTS = ("vllm", "sglang", "tgi", "llama.cpp")
 
 
@@ -20,16 +23,21 @@ def service_of(gpu: str, model: str, dialect: str = "vllm") -> LabParams:
     fits: LabParams | None = None
     for size in TENSOR_PARALLEL:
         params = LabParams(gpu=gpu, model=model, dialect=dialect, tensor_parallel=size)  # pyright: ignore
-        _ = params.gpu_spec, params.model_shape
+        params = msgspec.structs.replace(params, weight_precision=params.model_shape.published_precision)
+        _ = params.gpu_spec
         try:
             tokens = params.num_kv_blocks() * params.block_size_tokens
         except UsageError:
             continue
         fits = params
-        if tokens >= KV_REQUESTS_MIN * params.model_shape.context_tokens:
+        if tokens >= max(KV_TOKENS_MIN, params.model_shape.context_tokens):
             break
     if fits is None:
-        raise UsageError(f"{model} does not fit on {TENSOR_PARALLEL[-1]} x {gpu}; choose a smaller model")
+        precision = LabParams(model=model).model_shape.published_precision
+        raise UsageError(
+            f"{model} in {precision} does not fit on {TENSOR_PARALLEL[-1]} x {gpu}; choose a smaller "
+            "model, a GPU with more memory, or --set weight_precision=fp8"
+        )
     fits.validate()
     return fits
 

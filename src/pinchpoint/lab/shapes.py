@@ -56,6 +56,8 @@ class ModelShape(msgspec.Struct, frozen=True):
     experts: Experts | None = None
     latent: Latent | None = None
     tied: bool = False
+    published_precision: Precision = "bf16"
+    """Of the weights that its makers publish."""
 
     @property
     def embedding_parameters(self) -> int:
@@ -118,8 +120,6 @@ MODELS = {
         ModelShape("llama-3-8b", 8.03e9, 32, 4096, 32, 8, 128, 128_256, 8192),
         ModelShape("llama-3.1-8b", 8.03e9, 32, 4096, 32, 8, 128, 128_256, 131_072),
         ModelShape("llama-3.2-1b", 1.236e9, 16, 2048, 32, 8, 64, 128_256, 131_072, tied=True),
-        ModelShape("smollm2-135m", 134.5e6, 30, 576, 9, 3, 64, 49_152, 8192, tied=True),
-        ModelShape("mistral-7b", 7.248e9, 32, 4096, 32, 8, 128, 32_768, 32_768),
         ModelShape("qwen2.5-7b", 7.62e9, 28, 3584, 28, 4, 128, 152_064, 8192),
         ModelShape("qwen3-32b", 32.8e9, 64, 5120, 64, 8, 128, 151_936, 40_960),
         ModelShape("smollm2-135m", 0.1345e9, 30, 576, 9, 3, 64, 49_152, 8192, tied=True),
@@ -137,20 +137,16 @@ MODELS = {
             experts=Experts(128, 8, 94, 3 * 4096 * 1536),
         ),
         ModelShape(
-            "qwen3-235b-a22b", 235.1e9, 94, 4096, 64, 4, 128, 151_936, 40_960,
-            experts=Experts(128, 8, 94, 3 * 4096 * 1536),
-        ),
-        ModelShape(
             "deepseek-v2-lite", 15.7e9, 27, 2048, 16, 16, 128, 102_400, 32_768,
             experts=Experts(64, 6, 26, 3 * 2048 * 1408), latent=Latent(512, 64, 192, 128),
         ),
         ModelShape(
             "deepseek-v3", 671e9, 61, 7168, 128, 128, 128, 129_280, 131_072,
-            experts=Experts(256, 8, 58, 3 * 7168 * 2048), latent=Latent(512, 64, 192, 128),
+            experts=Experts(256, 8, 58, 3 * 7168 * 2048), latent=Latent(512, 64, 192, 128), published_precision="fp8",
         ),
         ModelShape(
             "deepseek-r1", 671e9, 61, 7168, 128, 128, 128, 129_280, 131_072,
-            experts=Experts(256, 8, 58, 3 * 7168 * 2048), latent=Latent(512, 64, 192, 128),
+            experts=Experts(256, 8, 58, 3 * 7168 * 2048), latent=Latent(512, 64, 192, 128), published_precision="fp8",
         ),
     )
 }  # fmt: skip

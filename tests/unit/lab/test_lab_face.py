@@ -22,7 +22,7 @@ from pinchpoint.lab.api import Api, Dialect
 from pinchpoint.lab.lateness import BOUNDS_NS, Lateness
 from pinchpoint.lab.params import LabParams
 from pinchpoint.lab.scenario import Scenario
-from pinchpoint.lab.server import Serving
+from pinchpoint.lab.server import Serving, serve
 from pinchpoint.lab.settings import parse_settings
 from pinchpoint.lab.timer import Timer
 from pinchpoint.lab.tokens import Talk, block_keys, strings_of_talk, tokens_of_talk, words_of_talk
@@ -94,22 +94,43 @@ def test_every_answer_is_counted_under_its_path_and_status() -> None:
     against(FAST, scenario)
 
 
-def test_exporters_have_ports_of_their_own() -> None:
+@pytest.mark.parametrize(
+    "gpu, exporter, name", [("H100", "dcgm", "DCGM_FI_DEV_GPU_UTIL"), ("910B2", "npu", "machine_npu_nums")]
+)
+def test_exporters_have_ports_of_their_own(gpu: str, exporter: str, name: str) -> None:
     async def scenario(lab: Lab) -> None:
-        pages = {}
-        for name in ("dcgm", "npu", "node"):
-            port = getattr(lab.ports, f"{name}_port")
+        for of, metric in ((exporter, name), ("node", "node_cpu_seconds_total")):
+            port = getattr(lab.ports, f"{of}_port")
             async with lab.session.get(f"http://127.0.0.1:{port}/metrics") as answer:
                 assert answer.status == 200
-                pages[name] = await answer.text()
+                page = await answer.text()
+            assert metric in page
+            list(text_string_to_metric_families(page))
             async with lab.session.get(f"http://127.0.0.1:{port}/v1/models") as answer:
                 assert answer.status == 404
-        assert "node_cpu_seconds_total" in pages["node"]
-        assert "machine_npu_nums" in pages["npu"]
-        for page in pages.values():
-            list(text_string_to_metric_families(page))
 
-    against(FAST, scenario, Serving(port=0, dcgm_port=0, npu_port=0, node_port=0))
+    against(FAST.changed({"gpu": gpu}), scenario, Serving(port=0, node_port=0, **{f"{exporter}_port": 0}))
+
+
+@pytest.mark.parametrize("gpu, exporter, says", [("H100", "npu", "--dcgm-port"), ("910B2", "dcgm", "--npu-port")])
+def test_an_exporter_tells_of_its_own_makers_accelerators_only(gpu: str, exporter: str, says: str) -> None:
+    serving = Serving(port=0, **{f"{exporter}_port": 0})
+    with pytest.raises(UsageError, match=says):
+        asyncio.run(serve(LabParams(gpu=gpu), serving))
+
+
+def test_a_directory_that_cannot_hold_traces_is_told_at_the_start() -> None:
+    with pytest.raises(UsageError, match="/proc/traces"):
+        asyncio.run(serve(LabParams(), Serving(port=0, profile_dir=Path("/proc/traces"))))
+
+
+def test_the_process_began_when_the_lab_did() -> None:
+    async def scenario(lab: Lab) -> None:
+        page = (await lab.get("/metrics"))[1]
+        (line,) = [line for line in page.splitlines() if line.startswith("process_start_time_seconds")]
+        assert abs(float(line.split()[1]) - time.time()) < 600
+
+    against(FAST, scenario)
 
 
 def test_adapters_are_models_beside_their_base() -> None:

@@ -37,3 +37,22 @@ def test_flags_change_a_measured_deployment() -> None:
 def test_an_unknown_deployment_names_those_there_are() -> None:
     with pytest.raises(UsageError, match="vllm-qwen3-32b-bf16-h100"):
         healthy_service(None, None, like="hearsay")
+
+
+@pytest.mark.parametrize(
+    "gpu, model, gpus, precision",
+    [
+        ("H100", "llama-3.1-8b", 1, "bf16"),
+        ("H100", "llama-3.1-70b", 4, "bf16"),
+        ("H200", "deepseek-v3", 8, "fp8"),
+        ("RTX4090", "llama-3-8b", 2, "bf16"),
+    ],
+)
+def test_a_model_takes_the_gpus_that_people_give_it(gpu: str, model: str, gpus: int, precision: str) -> None:
+    made = healthy_service(gpu, model)
+    assert (made.tensor_parallel, made.weight_precision) == (gpus, precision)
+
+
+def test_a_model_that_fits_nowhere_is_told_with_its_precision() -> None:
+    with pytest.raises(UsageError, match="deepseek-v3 in fp8 does not fit on 8 x A100"):
+        healthy_service("A100", "deepseek-v3")
