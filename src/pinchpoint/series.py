@@ -4,15 +4,18 @@ Everything downstream (capacity, diagnosis, report) reads a run through `RunView
 `t0_ns`. A value that was not measured is NaN in arrays and None in scalars.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Hashable, Sequence
 from functools import cached_property
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
 
-from pinchpoint.catalog import load_catalog
+from pinchpoint.catalog import HISTOGRAM_MEMBERS, load_catalog, parse_labels
 from pinchpoint.chunks import CHUNK_COLUMNS, ChunkDigest
 from pinchpoint.clock import NS_PER_S
+from pinchpoint.growth import Growth, growth, identity, quantile_bounds, rate_between
 from pinchpoint.model import ERROR_STATUSES, ClassResult, Slo, Stage, StageResult
 from pinchpoint.rundir import Run
 from pinchpoint.slo import NOT_ANSWERED_STATUSES, WITHDRAWN_STATUSES, surely_missed
@@ -28,6 +31,14 @@ REQUEST_COLUMNS = (
     *("coalesced_count", "timestamp_error_ns", "timestamp_source"),
 )
 """Columns of the records that Requests reads, apart from the arrivals of tokens."""
+
+RIVAL_LAYERS = ("host", "gpu", "accelerator", "server")
+"""Of these several sources may tell the same (psutil and a node-exporter, NVML and a GPU exporter): they are not added.
+Readings of other machines are told apart by MACHINE_LABELS."""
+MACHINE_LABELS = ("host", "replica")
+HOLD_PERIODS = 3.0
+"""A reading stands for its source until so many of its usual periods have gone by: two missed scrapes are bridged."""
+NO_GROWTH = Growth(np.empty(0), np.empty(0), np.empty(0), np.empty(0, int))
 
 
 class Series(msgspec.Struct, frozen=True):
@@ -168,6 +179,28 @@ def _known(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
+class Child(NamedTuple):
+    """One label set of one source: what it read of a series, as it was read."""
+
+    source: str
+    labels: dict[str, str]
+    series: Series
+
+
+class _Samples(NamedTuple):
+    """Readings of one series in time order, shape (n,): instant, which child, value."""
+
+    t_s: np.ndarray
+    child: np.ndarray
+    value: np.ndarray
+    children: list[tuple[str, str]]
+    """Source and labels of each child."""
+
+    @property
+    def source(self) -> np.ndarray:
+        return np.array(_numbered([source for source, _ in self.children]))[self.child]
+
+
 class RunView:
     """One run, ready to be asked questions. Cheap to create; columns are derived once, on first use."""
 
@@ -178,6 +211,8 @@ class RunView:
         self.t0_ns = run.manifest.t0_ns
         self.stages: list[Stage] = run.manifest.stages
         self.catalog = load_catalog()
+        self._grown: dict[str, Growth] = {}
+        self._histograms: dict[str, tuple[Growth, list[tuple[str, dict[str, str]]]]] = {}
 
     @cached_property
     def requests(self) -> Requests:
@@ -202,22 +237,28 @@ class RunView:
     # -- telemetry -------------------------------------------------------------------------------------------------
 
     @cached_property
-    def _samples(self) -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """series -> (t_s, labels, value), in time order."""
+    def _samples(self) -> dict[str, _Samples]:
+        """By series, in time order; of rival sources only the one that is believed."""
         telemetry = self.run.telemetry
         table = telemetry.filter(telemetry.column("series").is_valid()).sort_by("t_ns")
-        names = np.asarray(table.column("series").to_pylist(), dtype=object)
+        if not table.num_rows:
+            return {}
         t_s = (table.column("t_ns").to_numpy() - self.t0_ns) / NS_PER_S
-        labels = np.asarray(table.column("labels").to_pylist(), dtype=object)
         value = table.column("value").to_numpy()
-        result: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray]] = {}
-        if len(names):
-            unique, inverse = np.unique(names.astype(str), return_inverse=True)
-            order = np.argsort(inverse, kind="stable")
-            bounds = np.searchsorted(inverse[order], np.arange(len(unique) + 1))
-            for i, name in enumerate(unique):
-                rows = order[bounds[i] : bounds[i + 1]]
-                result[str(name)] = (t_s[rows], labels[rows], value[rows])
+        encoded = [table.column(n).combine_chunks().dictionary_encode() for n in ("series", "source", "labels")]
+        names, sources, labels = (np.asarray(each.indices) for each in encoded)
+        words = [each.dictionary.to_pylist() for each in encoded]
+        order = np.argsort(names, kind="stable")
+        bounds = np.searchsorted(names[order], np.arange(len(words[0]) + 1))
+        result: dict[str, _Samples] = {}
+        for i, name in enumerate(words[0]):
+            rows = order[bounds[i] : bounds[i + 1]]
+            # A label set of one source is one child.
+            sets, child = np.unique(sources[rows].astype(np.int64) * len(words[2]) + labels[rows], return_inverse=True)
+            children = [(words[1][code // len(words[2])], words[2][code % len(words[2])]) for code in sets]
+            entry = self.catalog.entry(name)
+            samples = _Samples(t_s[rows], child.ravel(), value[rows], children)
+            result[name] = _believed(samples) if entry is not None and entry.layer in RIVAL_LAYERS else samples
         return result
 
     @property
@@ -240,46 +281,76 @@ class RunView:
         kind = entry.kind if entry else "gauge"
         if name not in self._samples:
             return Series(name, unit, kind, np.empty(0), np.empty(0))
-        t_s, _, value = self._samples[name]
-        if window_s is not None:
-            inside = (t_s >= window_s[0]) & (t_s <= window_s[1])
-            t_s, value = t_s[inside], value[inside]
+        samples = self._samples[name]
+        t_s, value, source = samples.t_s, samples.value, samples.source
         finite = np.isfinite(value)
-        t_s, value = t_s[finite], value[finite]
-        instants, inverse = np.unique(t_s, return_inverse=True)
-        if unit == "ratio":
-            combined = np.full(len(instants), -np.inf)
-            np.maximum.at(combined, inverse, value)
-        else:
-            combined = np.zeros(len(instants))
-            np.add.at(combined, inverse, value)
+        if window_s is not None:
+            finite &= (t_s >= window_s[0]) & (t_s <= window_s[1])
+        combine = np.maximum if unit == "ratio" else np.add
+        parts = [
+            _combined(t_s[mine], value[mine], combine)
+            for mine in (finite & (source == number) for number in np.unique(source[finite]))
+        ]
+        if not parts:
+            return Series(name, unit, kind, np.empty(0), np.empty(0))
+        instants, combined = parts[0] if len(parts) == 1 else _held(parts, combine)
         return Series(name, unit, kind, instants, combined)
 
+    def children(self, name: str) -> list[Child]:
+        """Each label set alone, in the order of source and labels; counters are not differenced. Empty: never read."""
+        samples = self._samples.get(name)
+        if samples is None:
+            return []
+        entry = self.catalog.entry(name)
+        unit, kind = (entry.unit, entry.kind) if entry else ("", "gauge")
+        finite = np.isfinite(samples.value)
+        found: list[Child] = []
+        for number, (source, labels) in enumerate(samples.children):
+            mine = finite & (samples.child == number)
+            series = Series(name, unit, kind, samples.t_s[mine], samples.value[mine])
+            found.append(Child(source, parse_labels(labels), series))
+        return sorted(found, key=lambda child: (child.source, sorted(child.labels.items())))
+
     def increase(self, name: str, window_s: tuple[float, float]) -> float | None:
-        """Increase of a counter inside the window, resets counted as restarts from zero; None with < 2 readings."""
-        series = self.series(name, window_s)
-        if len(series) < 2:
-            return None
-        steps = np.diff(series.value)
-        return float(np.where(steps >= 0, steps, series.value[1:]).sum())
+        """Increase of a counter inside the window, summed over its label sets; None with < 2 readings of each.
+
+        Each label set is differenced alone (see growth.py); one that fell began again at zero.
+        """
+        steps = self._growth(name).within(window_s)
+        return float(steps.amount.sum()) if len(steps.amount) else None
 
     def rate(self, name: str, window_s: tuple[float, float]) -> float | None:
         """Mean increase per second of a counter inside the window; None with fewer than two readings."""
-        series = self.series(name, window_s)
-        increase = self.increase(name, window_s)
-        if increase is None or series.t_s[-1] <= series.t_s[0]:
+        steps = self._growth(name).within(window_s)
+        if not len(steps.amount):
             return None
-        return increase / float(series.t_s[-1] - series.t_s[0])
+        return float(steps.amount.sum() / (steps.to_s.max() - steps.from_s.min()))
 
     def rate_series(self, name: str) -> Series:
         """A counter as increase per second between readings."""
-        series = self.series(name)
-        if len(series) < 2:
-            return Series(name, series.unit + "/s", "gauge", np.empty(0), np.empty(0))
-        steps = np.diff(series.value)
-        steps = np.where(steps >= 0, steps, series.value[1:])
-        gaps_s = np.diff(series.t_s)
-        return Series(name, series.unit + "/s", "gauge", series.t_s[1:], steps / gaps_s)
+        unit = self.series(name, (0.0, -1.0)).unit
+        return Series(name, unit + "/s", "gauge", *rate_between(self._growth(name)))
+
+    def _growth(self, name: str) -> Growth:
+        known = self._grown.get(name)
+        if known is None:
+            samples = self._samples.get(name)
+            known = NO_GROWTH if samples is None else _growth_of((samples,), together=False)
+            self._grown[name] = known
+        return known
+
+    def _histogram_growth(self, name: str) -> tuple[Growth, list[tuple[str, dict[str, str]]]]:
+        """Steps of all members of a histogram, and of each child the member it is of and its labels.
+
+        Members of one histogram live in one process: where one of them fell, all began again at zero.
+        """
+        known = self._histograms.get(name)
+        if known is None:
+            members = [(end, self._samples[name + end]) for end in HISTOGRAM_MEMBERS if name + end in self._samples]
+            steps = _growth_of([samples for _, samples in members], together=True) if members else NO_GROWTH
+            told = [(end, parse_labels(labels)) for end, samples in members for _, labels in samples.children]
+            known = self._histograms[name] = steps, told
+        return known
 
     def raw_count(self, raw: str, window_s: tuple[float, float]) -> int:
         """How many readings of a raw name (such as `null_request_failed`) lie in the window."""
@@ -299,9 +370,42 @@ class RunView:
 
     def histogram_mean(self, name: str, window_s: tuple[float, float]) -> float | None:
         """Exact mean of a histogram's observations inside the window, from its _sum and _count."""
-        total = self.increase(f"{name}_sum", window_s)
-        count = self.increase(f"{name}_count", window_s)
-        return total / count if total is not None and count else None
+        steps, children = self._histogram_growth(name)
+        inside = steps.within(window_s)
+        amounts = {}
+        for end in ("_sum", "_count"):
+            mine = np.array([member == end for member, _ in children], bool)[inside.child]
+            if not mine.any():
+                return None
+            amounts[end] = float(inside.amount[mine].sum())
+        return amounts["_sum"] / amounts["_count"] if amounts["_count"] else None
+
+    def histogram_quantile_bounds(
+        self, name: str, q: float, window_s: tuple[float, float]
+    ) -> tuple[float, float] | None:
+        """Bucket edges between which the q-quantile of the observations inside the window surely lies.
+
+        In the unit of the series; high is inf when it lies beyond the last edge. No value in between is made up: the
+        page tells no more. None without buckets, or without observations in the window. See growth.quantile_bounds.
+        """
+        steps, children = self._histogram_growth(name)
+        inside = steps.within(window_s)
+        grown = np.bincount(inside.child, inside.amount, len(children))
+        seen = np.bincount(inside.child, minlength=len(children)) > 0
+        found: dict[tuple[tuple[str, str], ...], dict[float, float]] = {}
+        for child in np.flatnonzero(seen):
+            member, labels = children[child]
+            edge = _edge(labels.get("le")) if member == "_bucket" else None
+            if edge is not None:
+                rest = tuple(sorted((key, value) for key, value in labels.items() if key != "le"))
+                buckets = found.setdefault(rest, {})
+                buckets[edge] = buckets.get(edge, 0.0) + float(grown[child])
+        whole = [sorted(buckets.items()) for buckets in found.values() if math.inf in buckets]
+        return quantile_bounds(
+            [np.array([edge for edge, _ in each]) for each in whole],
+            [np.array([count for _, count in each]) for each in whole],
+            q,
+        )
 
     # -- statistics per stage --------------------------------------------------------------------------------------
 
@@ -390,6 +494,76 @@ class RunView:
             return None
         low, high = digest.tokens_until(window_s)
         return float((high - low) / (window_s[1] - window_s[0]))
+
+
+def _combined(t_s: np.ndarray, value: np.ndarray, combine: np.ufunc) -> tuple[np.ndarray, np.ndarray]:
+    """Readings of one source, those of one instant made one."""
+    instants, inverse = np.unique(t_s, return_inverse=True)
+    combined = np.full(len(instants), -np.inf if combine is np.maximum else 0.0)
+    combine.at(combined, inverse.ravel(), value)
+    return instants, combined
+
+
+def _held(parts: Sequence[tuple[np.ndarray, np.ndarray]], combine: np.ufunc) -> tuple[np.ndarray, np.ndarray]:
+    """Several sources made one at every instant of any of them: each holds its value until its next reading.
+
+    A source that is silent for HOLD_PERIODS of its own is left out until it speaks again.
+    """
+    instants = np.unique(np.concatenate([t_s for t_s, _ in parts]))
+    total = np.full(len(instants), -np.inf if combine is np.maximum else 0.0)
+    for t_s, value in parts:
+        place = np.searchsorted(t_s, instants, side="right") - 1
+        hold_s = HOLD_PERIODS * float(np.median(np.diff(t_s))) if len(t_s) > 1 else 0.0
+        speaks = (place >= 0) & (instants - t_s[np.maximum(place, 0)] <= hold_s)
+        total[speaks] = combine(total[speaks], value[place[speaks]])
+    return instants, total
+
+
+def _believed(samples: _Samples) -> _Samples:
+    """Of several sources that tell of one machine, the one that told most; a draw goes to the first by name."""
+    if len({source for source, _ in samples.children}) == 1:
+        return samples
+    parsed = [parse_labels(labels) for _, labels in samples.children]
+    machine = [tuple(labels.get(key) for key in MACHINE_LABELS) for labels in parsed]
+    told = np.bincount(samples.child, minlength=len(samples.children))
+    by_machine: dict[tuple[str | None, ...], dict[str, int]] = {}
+    for (source, _), of, count in zip(samples.children, machine, told, strict=True):
+        counts = by_machine.setdefault(of, {})
+        counts[source] = counts.get(source, 0) + int(count)
+    chosen = {of: min(counts, key=lambda source: (-counts[source], source)) for of, counts in by_machine.items()}
+    kept = np.array([chosen[of] == source for (source, _), of in zip(samples.children, machine, strict=True)])
+    rows = kept[samples.child]
+    return _Samples(samples.t_s[rows], samples.child[rows], samples.value[rows], samples.children)
+
+
+def _growth_of(members: Sequence[_Samples], together: bool) -> Growth:
+    """Steps of the children of all members, numbered on from one member to the next."""
+    children = [child for samples in members for child in samples.children]
+    owners = _numbered([(number, source, identity(parse_labels(labels)))
+                        for number, samples in enumerate(members) for source, labels in samples.children])  # fmt: skip
+    process = _numbered([(source, identity(parse_labels(labels))) for source, labels in children])
+    offsets = np.cumsum([0, *(len(samples.children) for samples in members)])
+    return growth(
+        np.concatenate([samples.t_s for samples in members]),
+        np.concatenate([samples.child + offset for samples, offset in zip(members, offsets, strict=False)]),
+        np.concatenate([samples.value for samples in members]),
+        owners,
+        process if together else None,
+    )
+
+
+def _numbered(keys: Sequence[Hashable]) -> list[int]:
+    numbers: dict[Hashable, int] = {}
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
+
+
+def _edge(text: str | None) -> float | None:
+    """Upper edge of a bucket, from its label."""
+    try:
+        edge = float(text or "")
+    except ValueError:
+        return None
+    return None if math.isnan(edge) else edge
 
 
 def _finite(values: np.ndarray) -> np.ndarray:

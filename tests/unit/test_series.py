@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.model import RECORD_COLUMNS, STATUSES, Manifest, TargetFacts
 from pinchpoint.rundir import RunWriter, read_run
-from pinchpoint.series import Requests
+from pinchpoint.series import Requests, RunView
 from pinchpoint.slo import parse_slo, request_meets, surely_missed
 from tests.support.runs import named_row
 
@@ -109,3 +109,86 @@ def test_columns_follow_the_schedule_and_not_the_order_of_ends(tmp_path: Path) -
 def test_a_user_who_hung_up_is_no_error_of_the_service() -> None:
     values = {"ttft_s": None, "tpot_s": None, "e2e_s": None, "itl_max_s": None}
     assert request_meets(parse_slo("errors < 1%"), status="abandoned", **values) is None
+
+
+# -- telemetry -----------------------------------------------------------------------------------------------------
+
+Row = tuple[float, str, str, str, float]
+"""Instant in seconds, source, series, labels, value."""
+
+
+def telemetry_of(path: Path, rows: list[Row]) -> RunView:
+    manifest = Manifest(1, "r", "0", "running", None, "", 0, False, 1, {}, TargetFacts("u"), (), False, [], {}, {}, {})
+    writer = RunWriter(path, manifest)
+    part = writer.part("telemetry", "0")
+    part.append(
+        (int(t_s * NS_PER_S), 0, source, series, series, labels, value) for t_s, source, series, labels, value in rows
+    )
+    part.close()
+    return RunView(read_run(path))
+
+
+def test_a_restart_of_one_engine_does_not_count_the_others_again(tmp_path: Path) -> None:
+    name = "engine.generation_tokens_total"
+    values = {"engine=0": [1000.0, 1100.0, 1200.0], "engine=1": [500.0, 20.0, 60.0]}
+    rows: list[Row] = [
+        (float(i), "engine", name, labels, value) for labels, told in values.items() for i, value in enumerate(told)
+    ]
+    view = telemetry_of(tmp_path / "run", rows)
+    assert view.increase(name, (0.0, 2.0)) == 200 + 60
+    assert view.rate(name, (0.0, 2.0)) == 130.0
+    assert view.rate_series(name).value.tolist() == [120.0, 140.0]
+
+
+def test_a_replica_that_joins_or_leaves_moves_no_rate_by_its_past(tmp_path: Path) -> None:
+    name = "engine.generation_tokens_total"
+    rows: list[Row] = [(float(i), "engine", name, "replica=0", 10.0 * i) for i in range(6)]
+    rows += [(float(i), "engine", name, "replica=1", 1e6 + 5.0 * i) for i in (2, 3)]
+    view = telemetry_of(tmp_path / "run", rows)
+    assert view.rate_series(name).value.tolist() == [10.0, 10.0, 15.0, 10.0, 10.0]
+    assert view.increase(name, (0.0, 5.0)) == 55.0
+
+
+def test_sources_that_tell_of_one_machine_are_not_added(tmp_path: Path) -> None:
+    rows: list[Row] = [(i / 2, "host", "host.load1", "", 3.0) for i in range(8)]
+    rows += [(float(i), "node", "host.load1", "", 2.0) for i in range(4)]
+    rows += [(float(i), "node2", "host.load1", "host=b", 10.0) for i in range(4)]
+    view = telemetry_of(tmp_path / "run", rows)
+    assert set(view.series("host.load1").value.tolist()) == {13.0}
+    assert len(view.series("host.load1")) == 8
+
+
+def test_pages_read_at_different_instants_are_added_at_each_of_them(tmp_path: Path) -> None:
+    rows: list[Row] = [(float(i), "engine", "engine.requests_running", "", 3.0) for i in range(4)]
+    rows += [(i + 0.25, "engine-2", "engine.requests_running", "", 4.0) for i in range(1, 3)]
+    series = telemetry_of(tmp_path / "run", rows).series("engine.requests_running")
+    assert list(zip(series.t_s.tolist(), series.value.tolist(), strict=True)) == [
+        (0.0, 3.0), (1.0, 3.0), (1.25, 7.0), (2.0, 7.0), (2.25, 7.0), (3.0, 7.0),
+    ]  # fmt: skip
+
+
+def histogram_rows(t_s: float, le: dict[str, float], total: float, labels: str = "engine=0") -> list[Row]:
+    name = "engine.ttft_s"
+    rows: list[Row] = [(t_s, "engine", f"{name}_bucket", f"{labels},le={edge}", n) for edge, n in le.items()]
+    return [*rows, (t_s, "engine", f"{name}_count", labels, le["+Inf"]), (t_s, "engine", f"{name}_sum", labels, total)]
+
+
+def test_quantiles_of_a_window_are_the_edges_of_its_own_observations(tmp_path: Path) -> None:
+    rows = histogram_rows(0.0, {"0.1": 100, "0.5": 100, "1": 100, "+Inf": 100}, 5.0)
+    rows += histogram_rows(1.0, {"0.1": 101, "0.5": 109, "1": 110, "+Inf": 110}, 8.0)
+    rows += histogram_rows(2.0, {"0.1": 101, "0.5": 109, "1": 110, "+Inf": 111}, 12.0)
+    view = telemetry_of(tmp_path / "run", rows)
+    assert view.histogram_quantile_bounds("engine.ttft_s", 0.5, (0.0, 1.0)) == (0.1, 0.5)
+    assert view.histogram_quantile_bounds("engine.ttft_s", 0.0, (0.0, 1.0)) == (0.0, 0.1)
+    assert view.histogram_quantile_bounds("engine.ttft_s", 0.5, (1.0, 2.0)) == (1.0, math.inf)
+    assert view.histogram_quantile_bounds("engine.ttft_s", 0.5, (0.0, 0.5)) is None
+    assert view.histogram_quantile_bounds("engine.itl_s", 0.5, (0.0, 1.0)) is None
+    assert view.histogram_mean("engine.ttft_s", (0.0, 1.0)) == 0.3
+
+
+def test_a_histogram_begins_again_as_a_whole(tmp_path: Path) -> None:
+    rows = histogram_rows(0.0, {"0.1": 1, "1": 100, "+Inf": 100}, 50.0)
+    rows += histogram_rows(1.0, {"0.1": 8, "1": 10, "+Inf": 10}, 60.0)  # 8 and 60 hide that this is another life
+    view = telemetry_of(tmp_path / "run", rows)
+    assert view.histogram_mean("engine.ttft_s", (0.0, 1.0)) == 6.0
+    assert view.histogram_quantile_bounds("engine.ttft_s", 0.5, (0.0, 1.0)) == (0.0, 0.1)
