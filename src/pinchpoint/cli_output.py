@@ -28,13 +28,16 @@ def print_json(document: dict[str, Any]) -> None:
 
 
 def print_verdict(view: Any, verdict: Any, as_json: bool, paths: dict[str, Path]) -> None:
+    from pinchpoint.cost import cost_of
+
+    cost = cost_of(view, verdict.slos, capacity=verdict.capacity)
     if as_json:
         from pinchpoint.report.json import verdict_json
 
-        sys.stdout.write(verdict_json(verdict).decode().rstrip() + "\n")
+        sys.stdout.write(verdict_json(verdict, cost).decode().rstrip() + "\n")
         return
     from rich.console import Console
 
     from pinchpoint.report.text import print_screen
 
-    print_screen(Console(), verdict, view, paths=paths)
+    print_screen(Console(), verdict, view, paths=paths, cost=cost)

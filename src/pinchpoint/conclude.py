@@ -6,6 +6,7 @@ read-only directory) does not keep the answer from being given.
 
 from pathlib import Path
 
+from pinchpoint.cost import cost_of
 from pinchpoint.delivered import delivered
 from pinchpoint.diagnose.check import check
 from pinchpoint.diagnose.features import Features
@@ -38,10 +39,11 @@ def judge_directory(path: Path, slos: tuple[Slo, ...] | None = None) -> tuple[Ru
 def write_answer(view: RunView, verdict: Verdict, html_path: Path | None = None) -> Path:
     """Writes the cached verdict and the report; returns where the report is. Raises UsageError when it cannot."""
     target = html_path or view.run.path / "report.html"
+    cost = cost_of(view, verdict.slos, capacity=verdict.capacity)
     try:
         if html_path is None:
-            write_atomically(view.run.path / "verdict.json", verdict_json(verdict))
-        write_html(view, verdict, target)
+            write_atomically(view.run.path / "verdict.json", verdict_json(verdict, cost))
+        write_html(view, verdict, target, cost)
     except OSError as error:
         raise UsageError(f"cannot write {target}: {error.strerror}; give a writable file with --out") from None
     return target

@@ -19,8 +19,9 @@ import msgspec
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
+from pinchpoint.cost import Cost, cost_of
 from pinchpoint.model import ClassResult, Finding, StageResult, Verdict
-from pinchpoint.report import words
+from pinchpoint.report import cost_words, words
 from pinchpoint.report.charts import chart_data
 from pinchpoint.report.literal import visible
 from pinchpoint.report.ruler import rate_ruler
@@ -40,12 +41,14 @@ CARD_LABELS = {
 }
 
 
-def write_html(view: RunView, verdict: Verdict, path: Path) -> None:
+def write_html(view: RunView, verdict: Verdict, path: Path, cost: Cost | None = None) -> None:
     """Writes the report to `path`, replacing what is there."""
-    write_atomically(path, html(view, verdict).encode("utf-8"))
+    write_atomically(path, html(view, verdict, cost).encode("utf-8"))
 
 
-def html(view: RunView, verdict: Verdict) -> str:
+def html(view: RunView, verdict: Verdict, cost: Cost | None = None) -> str:
+    """cost: None = worked out with the price of the run's plan."""
+    cost = cost or cost_of(view, verdict.slos, capacity=verdict.capacity)
     charts = chart_data(view, verdict)
     library, script = _asset("uPlot.iife.min.js"), _asset("report.js")
     return _template().render(
@@ -70,6 +73,10 @@ def html(view: RunView, verdict: Verdict) -> str:
         target_rows=_target_rows(verdict),
         run_rows=_run_rows(view),
         command=command_line(view, verdict),
+        cost=cost,
+        cost_rows=cost_words.cost_rows(cost) if cost_words.told(cost) else [],
+        cost_basis=cost_words.basis(cost),
+        cost_point=cost_words.point_of(cost),
     )
 
 
@@ -138,6 +145,9 @@ def _template():
         decision_words=words.DECISION_WORDS,
         stage_label=words.stage_label,
         notes_of=words.notes,
+        money=cost_words.money,
+        joules=cost_words.joules,
+        COST_COLUMNS=cost_words.COLUMNS,
         told_rivals=words.told_rivals,
         NEUTRAL=words.NEUTRAL,
     )

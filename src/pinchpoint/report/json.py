@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from pinchpoint.cost import Cost
 from pinchpoint.model import Verdict
 from pinchpoint.rundir import write_atomically
 
@@ -15,18 +16,19 @@ SCHEMA = "pinchpoint.verdict/1"
 """Changes only when a field is renamed, removed or changes its meaning; new fields may appear under the same name."""
 
 
-def verdict_json(verdict: Verdict) -> bytes:
-    """Indented UTF-8 JSON with a final newline; `schema` is the first field."""
-    fields = {"schema": SCHEMA, **msgspec.structs.asdict(verdict)}
+def verdict_json(verdict: Verdict, cost: Cost | None = None) -> bytes:
+    """Indented UTF-8 JSON with a final newline; `schema` is the first field and `cost` the last."""
+    fields = {"schema": SCHEMA, **msgspec.structs.asdict(verdict), "cost": cost}
     return msgspec.json.format(msgspec.json.encode(fields), indent=2) + b"\n"
 
 
 def json_schema() -> dict[str, Any]:
     """JSON Schema (2020-12) of what `verdict_json` returns."""
-    (reference,), components = msgspec.json.schema_components([Verdict], ref_template="#/$defs/{name}")
+    (reference, cost), components = msgspec.json.schema_components([Verdict, Cost], ref_template="#/$defs/{name}")
     verdict_schema = components["Verdict"]
-    verdict_schema["properties"] = {"schema": {"const": SCHEMA}, **verdict_schema["properties"]}
-    verdict_schema["required"] = ["schema", *verdict_schema["required"]]
+    told = {"anyOf": [cost, {"type": "null"}]}
+    verdict_schema["properties"] = {"schema": {"const": SCHEMA}, **verdict_schema["properties"], "cost": told}
+    verdict_schema["required"] = ["schema", *verdict_schema["required"], "cost"]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "Verdict of a Pinchpoint run",

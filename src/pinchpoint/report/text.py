@@ -13,9 +13,11 @@ from rich.table import Table
 from rich.text import Text
 
 from pinchpoint.clock import NS_PER_S
+from pinchpoint.cost import Cost
 from pinchpoint.model import Finding, ValidityReason, Verdict
 from pinchpoint.report import words
 from pinchpoint.report.classes import classes_table
+from pinchpoint.report.cost_words import cost_block
 from pinchpoint.report.literal import literal, visible
 from pinchpoint.report.steps import steps_table
 from pinchpoint.series import RunView
@@ -57,17 +59,18 @@ def render_screen(
     width: int = WIDTH_DEFAULT,
     *,
     paths: Mapping[str, object] | None = None,
+    cost: Cost | None = None,
 ) -> RenderableType:
     """The screen as something rich can print.
 
     view adds the length of the run; None when only the verdict is at hand. paths: label -> file to name at
-    the end, such as {"report": "runs/x/report.html"}.
+    the end, such as {"report": "runs/x/report.html"}. cost: told when an amount of anything is known.
     """
     width = min(max(width, WIDTH_MIN), WIDTH_MAX)
     console = Console(file=io.StringIO(), width=width)
     screen = Group()
     for evidence_shown, steps_shown in DETAIL:
-        screen = _compose(verdict, view, width, paths or {}, evidence_shown, steps_shown)
+        screen = _compose(verdict, view, width, paths or {}, cost, evidence_shown, steps_shown)
         if len(console.render_lines(screen)) <= LINES_MAX:
             break
     return screen
@@ -78,6 +81,7 @@ def _compose(
     view: RunView | None,
     width: int,
     paths: Mapping[str, object],
+    cost: Cost | None,
     evidence_shown: int,
     steps_shown: int,
 ) -> Group:
@@ -91,6 +95,8 @@ def _compose(
         ("DO THIS", _remedies(verdict)),
         ("HOW SURE", _certainty(verdict)),
     ]
+    if cost is not None and (costs := cost_block(cost)) is not None:
+        blocks.insert(1, ("COSTS", costs))
     for label, content in blocks:
         body.add_row(Text(label, style="bold"), Padding(content, (0, 0, 1, 0)))
     parts: list[RenderableType] = [
@@ -115,11 +121,13 @@ def screen_text(
     width: int = WIDTH_DEFAULT,
     *,
     paths: Mapping[str, object] | None = None,
+    cost: Cost | None = None,
     ascii_only: bool = False,
     color: bool = False,
 ) -> str:
     """The screen as text, without trailing blanks. ascii_only is for terminals without UTF-8."""
-    return to_text(render_screen(verdict, view, width, paths=paths), width, ascii_only=ascii_only, color=color)
+    screen = render_screen(verdict, view, width, paths=paths, cost=cost)
+    return to_text(screen, width, ascii_only=ascii_only, color=color)
 
 
 def to_text(screen: RenderableType, width: int, *, ascii_only: bool = False, color: bool = False) -> str:
@@ -145,13 +153,18 @@ def to_ascii(text: str) -> str:
 
 
 def print_screen(
-    console: Console, verdict: Verdict, view: RunView | None = None, *, paths: Mapping[str, object] | None = None
+    console: Console,
+    verdict: Verdict,
+    view: RunView | None = None,
+    *,
+    paths: Mapping[str, object] | None = None,
+    cost: Cost | None = None,
 ) -> None:
     """Prints to a console, falling back to ASCII where its encoding cannot show our signs."""
     if (console.encoding or "ascii").lower().startswith("utf"):
-        console.print(render_screen(verdict, view, console.width, paths=paths), highlight=False)
+        console.print(render_screen(verdict, view, console.width, paths=paths, cost=cost), highlight=False)
     else:
-        text = screen_text(verdict, view, console.width, paths=paths, ascii_only=True)
+        text = screen_text(verdict, view, console.width, paths=paths, cost=cost, ascii_only=True)
         console.print(Text(text), end="", highlight=False, soft_wrap=True)
 
 

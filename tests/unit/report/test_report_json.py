@@ -16,7 +16,7 @@ def test_a_verdict_survives_the_way_through_json(report_verdict: Verdict) -> Non
     fields = json.loads(raw)
     assert next(iter(fields)) == "schema" and fields.pop("schema") == SCHEMA
     assert msgspec.json.decode(raw, type=Verdict) == report_verdict
-    assert set(fields) == set(Verdict.__struct_fields__)
+    assert set(fields) == {*Verdict.__struct_fields__, "cost"}
 
 
 def test_missing_values_are_null_not_absent(report_verdict: Verdict) -> None:
@@ -29,7 +29,7 @@ def test_every_reference_of_the_schema_resolves() -> None:
     schema = json_schema()
     references = [part.split('"')[0] for part in json.dumps(schema).split('"#/$defs/')[1:]]
     assert references and set(references) <= set(schema["$defs"])
-    assert set(schema["$defs"]["Verdict"]["required"]) == {"schema", *Verdict.__struct_fields__}
+    assert set(schema["$defs"]["Verdict"]["required"]) == {"schema", *Verdict.__struct_fields__, "cost"}
 
 
 def test_published_schema_is_the_one_in_the_code(tmp_path: Path) -> None:
