@@ -36,6 +36,24 @@ def cpu_groups(proc: Path = Path("/proc/self"), mount: Path = CGROUP_MOUNT) -> l
     return [group for group in unique.values() if (group / "cpu.stat").exists()]
 
 
+def memory_group(proc: Path = Path("/proc/self"), mount: Path = CGROUP_MOUNT) -> Path | None:
+    """The innermost group that counts this process's memory; None where there is none, or only the machine's root."""
+    try:
+        lines = (proc / "cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        roots = (mount, mount / "unified") if controllers == "" else (mount / "memory",)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        for level in (level for root in roots for level in _levels(root, path)):
+            if any((level / name).exists() for name in ("memory.current", "memory.usage_in_bytes")):
+                return level
+    return None
+
+
 def _levels(mount: Path, path: str) -> list[Path]:
     parts = [part for part in path.split("/") if part not in ("", "..")]
     levels = [mount.joinpath(*parts[:n]) for n in range(len(parts), -1, -1)]

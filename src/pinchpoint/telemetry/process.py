@@ -1,102 +1,171 @@
 """Sources `server` and `client`: what named processes and their descendants use of this machine.
 
 CPU is the increase of user + system time between two readings, over processes that were there at both, so a process
-that came or went in between adds nothing. Time is counted in clock ticks of 10 ms: half a second resolves 0.02 cores.
+that came or went in between adds nothing. Time of processes is counted in clock ticks of 10 ms: half a second resolves
+0.02 cores. Time of threads comes from the scheduler and is exact, where the kernel has it.
 
 The surprising thing: whole-process CPU can hide a limit. A Python API server that is full uses one core in one
-thread, and looks idle on a 64-core machine; hence the busiest thread of the listening process.
+thread, and looks idle on a 64-core machine; hence the busiest threads, by name.
 """
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NamedTuple
-
-import psutil
 
 from pinchpoint.catalog import format_labels
 from pinchpoint.clock import NS_PER_S, monotonic_ns
+from pinchpoint.telemetry.cgroups import Cgroups
 from pinchpoint.telemetry.config import Reading, event, own
+from pinchpoint.telemetry.kept_file import label
+from pinchpoint.telemetry.process_files import (
+    ProcessStat,
+    ThreadTimes,
+    disk_bytes,
+    open_files,
+    open_files_limit,
+    pss_bytes,
+    switches,
+    thread_ids,
+    thread_name,
+    thread_times,
+)
+from pinchpoint.telemetry.process_tree import ProcessTree
 
-TREE_PERIOD_S = 2.0
-"""How often descendants are looked for: it reads every process of the machine, and services rarely fork under load."""
+MAX_PROCESSES_TOLD = 16
+"""Processes told one by one, listeners first. Our bound; sums are over all."""
+MAX_THREADS_TOLD = 8
+MAX_THREADS_READ = 512
+"""Threads of one process that are looked at. Our bound: each costs a file, some 10 us."""
+BUSY_CORES = 0.05
+"""Below this a process that does not listen has no thread worth looking at."""
+TOLD_THREAD_CORES = 0.005
+"""Threads below this are not told by name."""
+RARE_PERIOD_S = 30.0
+"""How often the proportional memory is read."""
+MAX_PSS_RSS_BYTES = 4 << 30
+"""Of a process with more resident memory the proportional part is not read: the walk over its pages takes
+milliseconds per GB, and holds up the process when it wants more memory meanwhile."""
+LIMIT_PERIOD_S = 10.0
 
 
-class _Cpu(NamedTuple):
-    """Cumulative seconds, by process and by (process, thread)."""
+class _Threads(NamedTuple):
+    """Times of watched threads by (process, thread), read at one instant."""
 
     at_ns: int
-    processes: dict[int, float]
-    threads: dict[tuple[int, int], float]
+    times: dict[tuple[int, str], ThreadTimes]
 
 
-class ProcessTree:
-    """Given processes and their descendants. A pid that was given to another program meanwhile counts as gone."""
+class _Spent(NamedTuple):
+    """What one thread did between two readings, per second."""
 
-    def __init__(self, pids: Sequence[int], leave_out: Sequence[int] = ()) -> None:
-        self._leave_out = frozenset(leave_out)
-        self._roots: dict[int, psutil.Process | None] = {pid: _process(pid) for pid in pids}
-        self._members: dict[int, psutil.Process] = {}
-        self._looked_ns: int | None = None
-
-    @property
-    def roots(self) -> list[psutil.Process]:
-        return [root for root in self._roots.values() if root is not None]
-
-    @property
-    def gone(self) -> list[int]:
-        return [pid for pid, root in self._roots.items() if root is None]
-
-    def members(self, now_ns: int) -> list[psutil.Process]:
-        """Living processes, roots first."""
-        for pid, root in self._roots.items():
-            if root is not None and not root.is_running():
-                self._roots[pid] = None
-        if self._looked_ns is None or now_ns - self._looked_ns >= TREE_PERIOD_S * NS_PER_S:
-            self._looked_ns = now_ns
-            self._members = {}
-            for root in self.roots:
-                self._members[root.pid] = root
-                try:
-                    for child in root.children(recursive=True):
-                        self._members.setdefault(child.pid, child)
-                except psutil.Error:
-                    continue
-        return [p for pid, p in self._members.items() if pid not in self._leave_out and p.is_running()]
-
-
-def _process(pid: int) -> psutil.Process | None:
-    try:
-        return psutil.Process(pid)
-    except psutil.Error:
-        return None
+    pid: int
+    tid: str
+    cores: float
+    waited: float
+    exact: bool
 
 
 class Server:
-    """The processes of the service. `pids` are those that listen."""
+    """The processes of the service. `pids` are those that listen. proc and sys: tests give their own."""
 
     name = "server"
 
-    def __init__(self, pids: Sequence[int]) -> None:
-        self._tree = ProcessTree(pids)
-        self._before: _Cpu | None = None
+    def __init__(self, pids: Sequence[int], proc: Path = Path("/proc"), sys: Path = Path("/sys")) -> None:
+        self._proc = os.fspath(proc)
+        self._tree = ProcessTree(pids, proc=proc)
+        self._cores = _ProcessCores()
+        self._threads = _Threads(0, {})
+        groups = next((proc / str(pid) for pid in pids if pid not in self._tree.gone), None)
+        self._groups = Cgroups("server", groups, sys / "fs" / "cgroup") if groups is not None else None
+        self._limit: float | None = None
+        self._limit_due_ns = self._pss_due_ns = 0
 
     def read(self) -> tuple[int, list[Reading]]:
         now_ns = monotonic_ns()
-        members = self._tree.members(now_ns)
-        listeners = {root.pid for root in self._tree.roots}
-        cpu = _cpu(members, listeners)
+        roots, below = self._tree.members(now_ns)
+        members = roots + below
+        listeners = {root.pid for root in roots}
+        cores = self._cores.since(now_ns, members)
         readings = [event("process_gone", format_labels({"pid": str(pid)})) for pid in self._tree.gone]
-        if self._before is not None:
-            spent = _cores(self._before, cpu)
-            if spent.processes:
-                readings.append(own("server.cpu_cores", sum(spent.processes.values())))
-            listening = [cores for pid, cores in spent.processes.items() if pid in listeners]
-            if listening:
-                readings.append(own("server.listener_cpu_cores", max(listening)))
-            if spent.threads:
-                readings.append(own("server.thread_cpu_max_cores", max(spent.threads.values())))
-        self._before = cpu
-        return now_ns, readings + _memory("server", members) + _threads(members) + _files(self._tree.roots)
+        if cores:
+            readings.append(own("server.cpu_cores", sum(cores.values())))
+        listening = [value for pid, value in cores.items() if pid in listeners]
+        if listening:
+            readings.append(own("server.listener_cpu_cores", max(listening)))
+        readings += self._thread_readings(members, listeners, cores)
+        readings += _sums("server", members)
+        if members:
+            readings.append(own("server.threads", float(sum(member.threads for member in members))))
+            readings.append(own("server.processes", float(len(members))))
+        for member in members[:MAX_PROCESSES_TOLD]:
+            readings += self._one_process(member, cores.get(member.pid))
+        readings += self._files(roots, now_ns) + self._proportional(members, now_ns)
+        return now_ns, readings + (self._groups.read(now_ns) if self._groups is not None and members else [])
+
+    def _thread_readings(
+        self, members: Sequence[ProcessStat], listeners: set[int], cores: dict[int, float]
+    ) -> list[Reading]:
+        watched = [m.pid for m in members if m.pid in listeners or cores.get(m.pid, 0.0) >= BUSY_CORES]
+        now = _Threads(monotonic_ns(), {})
+        for pid in watched:
+            for tid in thread_ids(self._proc, pid, MAX_THREADS_READ):
+                times = thread_times(self._proc, pid, tid)
+                if times is not None:
+                    now.times[pid, tid] = times
+        spent = spent_between(self._threads, now)
+        self._threads = now
+        if not spent:
+            return []
+        readings: list[Reading] = []
+        of_listeners = [thread.cores for thread in spent if thread.pid in listeners]
+        if of_listeners:
+            readings.append(own("server.thread_cpu_max_cores", max(of_listeners)))
+        waited = [thread.waited for thread in spent if thread.exact]
+        if waited:
+            readings.append(own("server.run_delay_cores", sum(waited)))
+            readings.append(own("server.thread_run_delay_max_ratio", max(waited)))
+        busiest = sorted(spent, key=lambda thread: -thread.cores)[:MAX_THREADS_TOLD]
+        for thread in busiest:
+            if thread.cores >= TOLD_THREAD_CORES:
+                name = thread_name(self._proc, thread.pid, thread.tid)
+                labels = format_labels({"pid": str(thread.pid), "tid": thread.tid, "thread": name})
+                readings.append(own("server.thread_cpu_cores", thread.cores, labels))
+        return readings
+
+    def _one_process(self, process: ProcessStat, cores: float | None) -> list[Reading]:
+        labels = format_labels({"pid": str(process.pid), "process": process.name})
+        readings = [own("server.major_faults_total", float(process.major_faults), labels)]
+        if cores is not None:
+            readings.append(own("server.process_cpu_cores", cores, labels))
+        if (counts := switches(self._proc, process.pid)) is not None:
+            readings.append(own("server.voluntary_switches_total", float(counts[0]), labels))
+            readings.append(own("server.involuntary_switches_total", float(counts[1]), labels))
+        if (amounts := disk_bytes(self._proc, process.pid)) is not None:
+            readings.append(own("server.read_bytes_total", float(amounts[0]), labels))
+            readings.append(own("server.write_bytes_total", float(amounts[1]), labels))
+        return readings
+
+    def _files(self, listeners: Sequence[ProcessStat], now_ns: int) -> list[Reading]:
+        """Open files of the listeners and the lowest limit; nothing for processes of other users."""
+        counts = [count for root in listeners if (count := open_files(self._proc, root.pid)) is not None]
+        if now_ns >= self._limit_due_ns:
+            self._limit_due_ns = now_ns + int(LIMIT_PERIOD_S * NS_PER_S)
+            limits = [limit for root in listeners if (limit := open_files_limit(self._proc, root.pid)) is not None]
+            self._limit = float(min(limits)) if limits else None
+        readings = [own("server.open_files", float(sum(counts)))] if counts else []
+        return readings if self._limit is None else [*readings, own("server.open_files_limit", self._limit)]
+
+    def _proportional(self, members: Sequence[ProcessStat], now_ns: int) -> list[Reading]:
+        """Only when it is known of every process: a part of the sum would pass for all of it."""
+        if now_ns < self._pss_due_ns or not members:
+            return []
+        self._pss_due_ns = now_ns + int(RARE_PERIOD_S * NS_PER_S)
+        if len(members) > MAX_PROCESSES_TOLD or max(m.rss_bytes for m in members) > MAX_PSS_RSS_BYTES:
+            return []
+        amounts = [pss_bytes(self._proc, member.pid) for member in members]
+        known = [amount for amount in amounts if amount is not None]
+        return [own("server.pss_bytes", float(sum(known)))] if len(known) == len(amounts) else []
 
 
 class Client:
@@ -104,83 +173,56 @@ class Client:
 
     name = "client"
 
-    def __init__(self, pids: Sequence[int]) -> None:
-        self._tree = ProcessTree(pids, leave_out=(os.getpid(),))
-        self._before: _Cpu | None = None
+    def __init__(self, pids: Sequence[int], proc: Path = Path("/proc")) -> None:
+        self._tree = ProcessTree(pids, leave_out=(os.getpid(),), proc=proc)
+        self._cores = _ProcessCores()
 
     def read(self) -> tuple[int, list[Reading]]:
         now_ns = monotonic_ns()
-        members = self._tree.members(now_ns)
-        cpu = _cpu(members, frozenset())
-        readings = [event("process_gone", format_labels({"pid": str(pid)})) for pid in self._tree.gone]
-        if self._before is not None:
-            spent = _cores(self._before, cpu).processes
-            if spent:
-                readings.append(own("client.cpu_cores", sum(spent.values())))
-                readings.append(own("client.process_cpu_max_cores", max(spent.values())))
-        self._before = cpu
-        return now_ns, readings + _memory("client", members)
+        roots, below = self._tree.members(now_ns)
+        cores = self._cores.since(now_ns, roots + below)
+        readings = [event("process_gone", label("pid", str(pid))) for pid in self._tree.gone]
+        if cores:
+            readings.append(own("client.cpu_cores", sum(cores.values())))
+            readings.append(own("client.process_cpu_max_cores", max(cores.values())))
+        return now_ns, readings + _sums("client", roots + below)
 
 
-def _cpu(members: Sequence[psutil.Process], with_threads: "frozenset[int] | set[int]") -> _Cpu:
-    processes: dict[int, float] = {}
-    threads: dict[tuple[int, int], float] = {}
-    at_ns = monotonic_ns()
-    for process in members:
-        try:
-            times = process.cpu_times()
-            processes[process.pid] = times.user + times.system
-            if process.pid in with_threads:
-                for thread in process.threads():
-                    threads[process.pid, thread.id] = thread.user_time + thread.system_time
-        except psutil.Error:  # ended meanwhile, or not ours to see
-            continue
-    return _Cpu(at_ns, processes, threads)
+class _ProcessCores:
+    """Cores each process used since the reading before."""
+
+    def __init__(self) -> None:
+        self._at_ns = 0
+        self._cpu_s: dict[tuple[int, int], float] = {}
+
+    def since(self, now_ns: int, members: Sequence[ProcessStat]) -> dict[int, float]:
+        """By process, for those that were there at both readings; empty at the first."""
+        elapsed_s = (now_ns - self._at_ns) / NS_PER_S
+        before, self._cpu_s = self._cpu_s, {(m.pid, m.started_ticks): m.cpu_s for m in members}
+        self._at_ns = now_ns
+        if elapsed_s <= 0:
+            return {}
+        return {
+            pid: max(0.0, cpu_s - before[pid, started]) / elapsed_s
+            for (pid, started), cpu_s in self._cpu_s.items()
+            if (pid, started) in before
+        }
 
 
-def _cores(before: _Cpu, after: _Cpu) -> _Cpu:
-    """Cores used between two readings; the fields hold cores instead of seconds."""
+def spent_between(before: _Threads, after: _Threads) -> list[_Spent]:
+    """Cores used and share of time waited by threads that were there at both readings, counted in the same way."""
     elapsed_s = (after.at_ns - before.at_ns) / NS_PER_S
     if elapsed_s <= 0:
-        return _Cpu(after.at_ns, {}, {})
-    return _Cpu(
-        after.at_ns,
-        {k: max(0.0, v - before.processes[k]) / elapsed_s for k, v in after.processes.items() if k in before.processes},
-        {k: max(0.0, v - before.threads[k]) / elapsed_s for k, v in after.threads.items() if k in before.threads},
-    )
-
-
-def _memory(layer: str, members: Sequence[psutil.Process]) -> list[Reading]:
-    rss_bytes: list[int] = []
-    for process in members:
-        try:
-            rss_bytes.append(process.memory_info().rss)
-        except psutil.Error:
-            continue
-    return [own(f"{layer}.rss_bytes", float(sum(rss_bytes)))] if rss_bytes else []
-
-
-def _threads(members: Sequence[psutil.Process]) -> list[Reading]:
-    counts: list[int] = []
-    for process in members:
-        try:
-            counts.append(process.num_threads())
-        except psutil.Error:
-            continue
-    if not counts:
         return []
-    return [own("server.threads", float(sum(counts))), own("server.processes", float(len(counts)))]
+    spent: list[_Spent] = []
+    for (pid, tid), now in after.times.items():
+        then = before.times.get((pid, tid))
+        if then is not None and then.exact == now.exact:
+            cores = max(0.0, now.cpu_s - then.cpu_s) / elapsed_s
+            waited = max(0.0, now.waited_s - then.waited_s) / elapsed_s
+            spent.append(_Spent(pid, tid, cores, waited, now.exact))
+    return spent
 
 
-def _files(listeners: Sequence[psutil.Process]) -> list[Reading]:
-    """Open files of the listeners and the lowest limit; nothing for processes of other users."""
-    counts: list[int] = []
-    limits: list[int] = []
-    for process in listeners:
-        try:
-            counts.append(process.num_fds())
-            limits.append(process.rlimit(psutil.RLIMIT_NOFILE)[0])
-        except (psutil.Error, AttributeError):  # rlimit exists on Linux only
-            continue
-    readings = [own("server.open_files", float(sum(counts)))] if counts else []
-    return readings + ([own("server.open_files_limit", float(min(limits)))] if limits else [])
+def _sums(layer: str, members: Sequence[ProcessStat]) -> list[Reading]:
+    return [own(f"{layer}.rss_bytes", float(sum(member.rss_bytes for member in members)))] if members else []

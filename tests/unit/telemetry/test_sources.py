@@ -1,25 +1,16 @@
-"""What each source reads, and what it says when it cannot."""
+"""What the sources that ask the service read, and what they say when they cannot."""
 
-import os
-import subprocess
-import sys
 import time
-from collections import namedtuple
-from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 from fake_service import FakeService, answer
 
 from pinchpoint.catalog import load_catalog
 from pinchpoint.telemetry import engine_page, null_request
-from pinchpoint.telemetry import process as process_source
 from pinchpoint.telemetry.config import Reading
 from pinchpoint.telemetry.engine_page import EnginePage
-from pinchpoint.telemetry.host import Host, cpu_readings, named_counter, some_stall_s
 from pinchpoint.telemetry.null_request import NullRequest
-from pinchpoint.telemetry.process import Client, Server
 
 PAGE = (Path(__file__).parents[2] / "data" / "metrics" / "vllm_v1.prom").read_bytes()
 
@@ -137,104 +128,3 @@ def test_a_null_request_that_hangs_ends_at_its_timeout(service: FakeService, mon
     monkeypatch.setattr(null_request, "NULL_TIMEOUT_S", 0.1)
     service.respond = lambda handler: time.sleep(0.5)
     assert NullRequest(service.url).read()[1] == [("null_request_failed", None, "reason=timeout", 1.0)]
-
-
-# -- host ----------------------------------------------------------------------------------------------------------
-
-Times = namedtuple("Times", "user system idle iowait steal guest guest_nice")
-
-
-def test_cpu_ratios_count_guest_time_once_and_waiting_as_idle() -> None:
-    before = [Times(0, 0, 0, 0, 0, 0, 0), Times(0, 0, 0, 0, 0, 0, 0)]
-    after = [Times(60, 20, 10, 5, 5, 30, 0), Times(0, 0, 50, 50, 0, 0, 0)]
-    assert by_series(cpu_readings(before, after)) == pytest.approx(
-        {"host.cpu_used_ratio": 0.4, "host.cpu_core_max_ratio": 0.8, "host.cpu_steal_ratio": 0.025}
-    )
-
-
-def test_no_ratio_is_made_up_when_no_tick_went_by_or_a_core_came_or_went() -> None:
-    times = [Times(1, 1, 1, 1, 1, 0, 0)]
-    assert cpu_readings(times, times) == []
-    assert cpu_readings(times, times * 2) == []
-
-
-def test_kernel_counters_are_found_by_name_whatever_their_place() -> None:
-    text = "Ip: A B\nIp: 1 2\nTcp: X RetransSegs Y\nTcp: -1 42 7\n"
-    assert named_counter(text, "Tcp:", "RetransSegs") == 42.0
-    assert named_counter(text, "Tcp:", "Missing") is None
-    assert named_counter(None, "Tcp:", "RetransSegs") is None
-
-
-def test_pressure_is_seconds_of_some_stall() -> None:
-    text = "some avg10=0.00 avg60=0.00 avg300=0.00 total=2500000\nfull avg10=0.00 avg60=0.00 avg300=0.00 total=9\n"
-    assert some_stall_s(text) == 2.5
-    assert some_stall_s(None) is None
-
-
-def test_a_kernel_without_pressure_files_gives_no_pressure_samples(tmp_path: Path) -> None:
-    series = by_series(Host(proc=tmp_path).read()[1])
-    assert not any(name.startswith(("host.psi", "host.tcp", "host.listen")) for name in series)
-    assert 0 < series["host.memory_used_ratio"] < 1
-
-
-def test_every_host_series_is_in_the_catalogue() -> None:
-    _, readings = Host().read()
-    assert all(load_catalog().entry(reading.series or "") is not None for reading in readings)
-
-
-# -- processes -----------------------------------------------------------------------------------------------------
-
-TREE = """
-import subprocess, sys
-child = subprocess.Popen([sys.executable, "-c", "import sys; print('up', flush=True); sys.stdin.read()"])
-child.wait()
-"""
-
-
-@pytest.fixture
-def tree() -> "Iterator[subprocess.Popen[bytes]]":
-    process = subprocess.Popen([sys.executable, "-c", TREE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    yield process
-    assert process.stdin is not None
-    process.stdin.close()
-    process.wait()
-    process.stdout.close()
-
-
-def test_a_service_is_its_listeners_and_their_descendants(tree: "subprocess.Popen[bytes]") -> None:
-    source = Server([tree.pid])
-    first = by_series(source.read()[1])
-    assert first["server.processes"] == 2.0
-    assert first["server.rss_bytes"] > 0
-    assert first["server.threads"] >= 2
-    assert "server.cpu_cores" not in first  # nothing to compare with yet
-    second = by_series(source.read()[1])
-    assert {"server.cpu_cores", "server.listener_cpu_cores", "server.thread_cpu_max_cores"} <= set(second)
-    assert all(load_catalog().entry(name) is not None for name in second)
-
-
-def test_cores_are_the_increase_over_the_time_between_readings() -> None:
-    before = process_source._Cpu(0, {1: 10.0, 2: 5.0}, {(1, 1): 10.0})
-    after = process_source._Cpu(500_000_000, {1: 10.4, 3: 99.0}, {(1, 1): 10.3, (1, 2): 7.0})
-    spent = process_source._cores(before, after)
-    assert spent.processes == pytest.approx({1: 0.8})  # 2 ended, 3 is new: neither was there at both readings
-    assert spent.threads == pytest.approx({(1, 1): 0.6})
-
-
-def test_a_process_that_ended_is_an_event(tree: "subprocess.Popen[bytes]") -> None:
-    short = subprocess.Popen([sys.executable, "-c", "pass"])
-    short.wait()
-    _, readings = Server([short.pid, tree.pid]).read()
-    assert by_raw(readings)["process_gone"].labels == f"pid={short.pid}"
-    assert by_series(readings)["server.processes"] == 2.0
-
-
-def test_the_collector_is_not_counted_as_load_generator(tree: "subprocess.Popen[bytes]") -> None:
-    children = [child.pid for child in psutil.Process().children()]  # the tree, and what other tests left running
-    assert tree.pid in children
-    before = by_series(Client(children).read()[1])["client.rss_bytes"]
-    with_us = by_series(Client([*children, os.getpid()]).read()[1])["client.rss_bytes"]
-    after = by_series(Client(children).read()[1])["client.rss_bytes"]  # they may still be starting
-    assert 0.9 * min(before, after) < with_us < 1.1 * max(before, after)
