@@ -1,8 +1,8 @@
 """One bounded HTTP exchange on a new connection, and the TLS settings that every connection of ours uses.
 
-Not for load: nothing here scales. Not a general client: no redirects, no compression, no reuse of connections.
-The surprising thing: the connection is new every time on purpose. A watcher that keeps its connection would not
-notice a full accept queue, and could be pinned to the one idle worker process of several.
+Not for load: nothing here scales. Not a general client: no redirects, no compression, and a connection is reused only
+by who asks for that (`Kept`). The surprising thing: the connection is new every time on purpose. A watcher that keeps
+its connection would not notice a full accept queue, and could be pinned to the one idle worker process of several.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ class FetchError(Exception):
     """No whole answer. `reason` is one word for a label, `detail` the system's words; neither holds a header.
 
     Reasons: dns, refused, timeout, certificate, wrong_name (the certificate is for another host), tls, reset, not_http,
-    unreachable, network, too_large.
+    unreachable, network, too_large, truncated (the body ended before the length that its head gave).
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -45,7 +45,11 @@ class FetchError(Exception):
 
 
 class Answer(msgspec.Struct, frozen=True):
-    """`body` is cut at the cap, and then `complete` is False."""
+    """`body` is cut at the cap, and then `complete` is False.
+
+    A body that ends early is no answer where its head or its chunks say so; one that ends with the connection may be
+    cut anywhere, and `framed` is False.
+    """
 
     status: int
     headers: dict[str, str]
@@ -56,6 +60,8 @@ class Answer(msgspec.Struct, frozen=True):
     """Name look-up, TCP connect and TLS handshake."""
     total_s: float
     """From the start of connecting to the last byte of the body."""
+    framed: bool = True
+    """Whether the body's end was announced: by a length or by chunks."""
 
 
 def tls_context(ca_file: str | None = None) -> ssl.SSLContext:
@@ -111,6 +117,77 @@ def exchange(
     An event stream is read to its end mark. `tls` None: the system's authorities. Raises FetchError when no answer
     came; UsageError for a URL that is none.
     """
+    connection, path, tls = _prepare(url, tls)
+    started_ns = monotonic_ns()
+    deadline = _Deadline(timeout_s)
+    try:
+        _connect(connection, tls, deadline)
+        connected_ns = monotonic_ns()
+        connection.request(method, path, body, {"Connection": "close", "Accept": "*/*", **headers})
+        return _answer(connection, max_bytes, deadline, started_ns, connected_ns)
+    except (OSError, http.client.HTTPException, UnicodeError) as error:
+        raise _explain(TimeoutError() if deadline.passed else error) from None
+    finally:
+        deadline.lift()
+        connection.close()
+
+
+class Kept:
+    """GET of one page again and again on one connection, as a client does that keeps its connections.
+
+    The connection is opened by the request that finds none, or one that the service closed meanwhile.
+    """
+
+    def __init__(self, url: str, headers: dict[str, str], tls: ssl.SSLContext | None = None) -> None:
+        self._connection, self._path, self._tls = _prepare(url, tls)
+        self._headers = {"Accept": "*/*", **headers}
+
+    def get(self, timeout_s: float, max_bytes: int) -> Answer:
+        """connect_s is 0 when the connection was there. Raises as `get` does; the connection is then closed."""
+        try:
+            answer = self._once(timeout_s, max_bytes)
+        except _ClosedMeanwhileError:
+            answer = self._once(timeout_s, max_bytes)
+        if not answer.complete:
+            self.close()
+            raise FetchError("too_large", f"more than {max_bytes} bytes")
+        return answer
+
+    def close(self) -> None:
+        self._connection.close()
+
+    def _once(self, timeout_s: float, max_bytes: int) -> Answer:
+        connection = self._connection
+        fresh = connection.sock is None
+        started_ns = connected_ns = monotonic_ns()
+        deadline = _Deadline(timeout_s)
+        try:
+            if fresh:
+                _connect(connection, self._tls, deadline)
+                connected_ns = monotonic_ns()
+            else:
+                connection.sock.settimeout(timeout_s)
+                deadline.watch(connection.sock)
+            connection.request("GET", self._path, None, self._headers)
+            return _answer(connection, max_bytes, deadline, started_ns, connected_ns)
+        except (OSError, http.client.HTTPException, UnicodeError) as error:
+            connection.close()
+            if not fresh and not deadline.passed and isinstance(error, CLOSED_MEANWHILE):
+                raise _ClosedMeanwhileError from None
+            raise _explain(TimeoutError() if deadline.passed else error) from None
+        finally:
+            deadline.lift()
+
+
+class _ClosedMeanwhileError(Exception):
+    """The service closed a kept connection before it had the request, which is its right."""
+
+
+CLOSED_MEANWHILE = (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError)
+
+
+def _prepare(url: str, tls: ssl.SSLContext | None) -> tuple[http.client.HTTPConnection, str, ssl.SSLContext | None]:
+    """(connection not yet opened, path of the request line, TLS settings; None for http)."""
     try:
         parts = urlsplit(url)
         port = parts.port
@@ -125,21 +202,19 @@ def exchange(
         tls = None
         connection = http.client.HTTPConnection(parts.hostname, port or http.client.HTTP_PORT)
     path = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=URL_CHARACTERS)
-    started_ns = monotonic_ns()
-    deadline = _Deadline(timeout_s)
-    try:
-        _connect(connection, tls, deadline)
-        connected_ns = monotonic_ns()
-        connection.request(method, path, body, {"Connection": "close", "Accept": "*/*", **headers})
-        response = connection.getresponse()
-        received, complete = _read(response, max_bytes)
-        ended_ns = monotonic_ns()
-        deadline.check()
-    except (OSError, http.client.HTTPException, UnicodeError) as error:
-        raise _explain(TimeoutError() if deadline.passed else error) from None
-    finally:
-        deadline.lift()
-        connection.close()
+    return connection, path, tls
+
+
+def _answer(
+    connection: http.client.HTTPConnection, max_bytes: int, deadline: "_Deadline", started_ns: int, connected_ns: int
+) -> Answer:
+    response = connection.getresponse()
+    framed = response.length is not None or response.chunked
+    received, complete = _read(response, max_bytes)
+    ended_ns = monotonic_ns()
+    deadline.check()
+    if complete:
+        response.close()  # http.client takes the next request only then, and read1 leaves it to us
     return Answer(
         response.status,
         {name.lower(): value for name, value in response.getheaders()},
@@ -147,6 +222,7 @@ def exchange(
         complete,
         (connected_ns - started_ns) / NS_PER_S,
         (ended_ns - started_ns) / NS_PER_S,
+        framed,
     )
 
 
@@ -225,6 +301,8 @@ def _read(response: http.client.HTTPResponse, max_bytes: int) -> tuple[bytes, bo
     while len(body) <= max_bytes:
         block = response.read1(READ_BYTES)
         if not block:
+            if response.length:  # http.client counts down what is still to come, and forgives when it does not
+                raise http.client.IncompleteRead(b"", response.length)
             return bytes(body), True
         body += block
         if streaming and DONE_MARK in body[-len(block) - len(DONE_MARK) :]:
@@ -248,6 +326,8 @@ def _explain(error: OSError | http.client.HTTPException | UnicodeError) -> Fetch
         return FetchError("tls", error.reason or "handshake failed")
     if isinstance(error, ConnectionError):  # http.client.RemoteDisconnected is one too
         return FetchError("reset")
+    if isinstance(error, http.client.IncompleteRead):
+        return FetchError("truncated", "the connection ended in the middle of the body")
     if isinstance(error, http.client.HTTPException):
         return FetchError("not_http")
     if error.errno in UNREACHABLE:

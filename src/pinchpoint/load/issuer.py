@@ -14,7 +14,7 @@ import select
 import ssl
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.load.backlog import Backlog, Body, Slot
@@ -154,6 +154,11 @@ class Issuer:
     @property
     def connections(self) -> int:
         return len(self._pool) + (self._rpc.connections if self._rpc is not None else 0)
+
+    @property
+    def sockets(self) -> Mapping[int, Connection]:
+        """The connections by descriptor; those of gRPC belong to its library and are not among them."""
+        return self._pool.by_fd
 
     def start(self, t0_ns: int, schedule: Schedule, slots: Slots | None = None, duration_ns: int | None = None) -> None:
         """Adds a step, or more sessions to one that was added before (then without slots).

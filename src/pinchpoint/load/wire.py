@@ -37,6 +37,10 @@ on, glibc maps fresh pages for that, and a read takes four times as long."""
 _IN_PROGRESS = (0, errno.EINPROGRESS, errno.EALREADY, errno.EWOULDBLOCK)
 OURS = (errno.EMFILE, errno.ENFILE, errno.EADDRNOTAVAIL, errno.ENOBUFS, errno.ENOMEM)
 """Errors of connecting that say something of this host and nothing of the service."""
+TCP_INFO = getattr(socket, "TCP_INFO", None)
+"""None on a system without it."""
+TCP_INFO_BYTES = 256
+"""Above what is read of it; a kernel copies no more than it is asked for."""
 CHOOSE_TIMEOUT_S = 5.0
 """For finding out which of a name's addresses the service listens on."""
 STEP_NS = 1_000_000
@@ -381,6 +385,16 @@ class Connection:
             self.peer_closed = not part
             parts.append(part)
         return b"".join(parts)
+
+    def tcp_info(self) -> bytes | None:
+        """The kernel's struct tcp_info, of which TLS is no concern; None where there is none: a Unix socket, a closed
+        one, another system."""
+        if TCP_INFO is None:
+            return None
+        try:
+            return self._sock.getsockopt(socket.IPPROTO_TCP, TCP_INFO, TCP_INFO_BYTES)
+        except OSError:
+            return None
 
     def close(self) -> None:
         self._sock.close()

@@ -28,6 +28,7 @@ from pinchpoint.load.health import ClientHealth
 from pinchpoint.load.issuer import Issuer
 from pinchpoint.load.messages import Calibration, Hello, Outcome, Pending, StepOrder, Update, WorkerConfig
 from pinchpoint.load.rpc import Rpc, over_grpc, trusted
+from pinchpoint.load.tcp_info import TcpSampler
 from pinchpoint.model import ERROR_STATUSES, RECORD_COLUMNS, SAMPLE_COLUMNS
 from pinchpoint.prompt import Prompt
 from pinchpoint.rundir import PartWriter
@@ -77,6 +78,7 @@ class _Worker:
             rpc=_rpc(config, self._targets, tls),
         )
         self._health = ClientHealth()
+        self._tcp = TcpSampler()
         parts = Path(config.run_path) / "parts"
         self._records = PartWriter(parts / f"records-{config.index}.arrows", RECORD_COLUMNS)
         self._samples = PartWriter(parts / f"telemetry-client{config.index}.arrows", SAMPLE_COLUMNS)
@@ -122,7 +124,10 @@ class _Worker:
                 if now_ns - written_ns >= WRITE_PERIOD_NS:
                     due_ns = self._issuer.next_due_ns
                     overdue = now_ns - written_ns >= 2 * WRITE_PERIOD_NS
-                    if due_ns is None or due_ns - now_ns > WRITE_ROOM_NS or overdue:
+                    room = due_ns is None or due_ns - now_ns > WRITE_ROOM_NS
+                    if room or overdue:
+                        if room:  # a loop that is late has better things to do
+                            self._sample_tcp(now_ns)
                         used_s = time.process_time()
                         self._sample(now_ns, (used_s - cpu_s) * NS_PER_S / (now_ns - written_ns))
                         cpu_s, written_ns = used_s, now_ns
@@ -260,6 +265,11 @@ class _Worker:
         self._issuer.stall_ns = 0
         labels = f"worker={self._config.index}"
         self._samples.append((now_ns, 0, "client", name, name, labels, value) for name, value in readings.items())
+
+    def _sample_tcp(self, now_ns: int) -> None:
+        labels = f"worker={self._config.index}"
+        readings = self._tcp.read(self._issuer.sockets)
+        self._samples.append((now_ns, 0, "network", name, name, labels, value) for name, value in readings.items())
 
     def _put_away(self, now_ns: int) -> None:
         """Turns rows into columns, a few at a time and between due instants."""
