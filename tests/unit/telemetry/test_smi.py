@@ -20,6 +20,8 @@ from pinchpoint.telemetry.smi import Parser, Smi, Tool, find_smi, recognise
 from pinchpoint.telemetry.smi_values import quantity
 
 DATA = Path(__file__).parents[2] / "data" / "smi"
+PATIENT_S = 60.0
+"""For tools that answer: a stalled host must not make one look hung."""
 
 NPU_TABLE = """\
 +------------------------------------------------------------------------------------------------+
@@ -409,7 +411,7 @@ def printing(name: str) -> str:
 
 
 def test_a_tool_is_asked_and_says_what_its_devices_are_once(tmp_path: Path) -> None:
-    source = Smi(tool_that(tmp_path, printing("nvidia-smi-xml_tesla-t4.xml")))
+    source = Smi(tool_that(tmp_path, printing("nvidia-smi-xml_tesla-t4.xml")), PATIENT_S)
     assert (source.name, source.kind) == ("smi-nvidia", "nvidia")
     first, second = source.read()[1], source.read()[1]
     assert value(first, "gpu.power_watts") == value(second, "gpu.power_watts") == 26.78
@@ -428,7 +430,7 @@ def test_a_tool_is_asked_and_says_what_its_devices_are_once(tmp_path: Path) -> N
     ],
 )
 def test_a_tool_that_fails_is_an_event_and_no_zero(tmp_path: Path, script: str, name: str) -> None:
-    source = Smi(tool_that(tmp_path, script), max_output_bytes=1_000_000)
+    source = Smi(tool_that(tmp_path, script), PATIENT_S, max_output_bytes=1_000_000)
     (reading,) = source.read()[1]
     assert (reading.raw, reading.series) == (name, None)
     assert parse_labels(reading.labels)["kind"] == "nvidia"
@@ -452,7 +454,7 @@ def test_a_tool_that_hangs_is_ended_with_its_children(tmp_path: Path, script: st
 
 def test_while_one_hangs_that_cannot_be_ended_no_other_is_started(tmp_path: Path) -> None:
     started = tmp_path / "started"
-    source = Smi(tool_that(tmp_path, f"open({str(started)!r}, 'a').write('x'); print('<nvidia_smi_log/>')"))
+    source = Smi(tool_that(tmp_path, f"open({str(started)!r}, 'a').write('x'); print('<nvidia_smi_log/>')"), PATIENT_S)
 
     class Stuck:
         done = False
