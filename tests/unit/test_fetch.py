@@ -124,11 +124,20 @@ def test_nothing_listening_is_refused() -> None:
         (("close",), "reset"),
         (("reset",), "reset"),
         ((b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc", "reset"), "reset"),
+        ((b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nabc", "close"), "truncated"),
+        ((b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n", "close"), "truncated"),
     ],
 )
 def test_a_broken_answer_has_its_reason(pieces: tuple[Piece, ...], expected: str) -> None:
     with always(*pieces) as server:
         assert reason(server.url) == expected
+
+
+def test_a_body_that_ends_with_the_connection_is_marked_as_perhaps_cut() -> None:
+    for head, framed in ((b"HTTP/1.1 200 OK\r\n\r\n", False), (b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n", True)):
+        with always(head + b"abc", "close") as server:
+            answer = get(server.url, {}, TIMEOUT_S, CAP_BYTES)
+            assert (answer.body, answer.framed) == (b"abc", framed)
 
 
 @pytest.mark.parametrize("host", ["a..b", "a" * 70 + ".x", "ü" * 70])

@@ -145,6 +145,7 @@ class Exchange:
             "that it holds, which --ca-file cannot change",
             "tls": f"TLS with {place} failed ({detail}); if it speaks plain HTTP, use http://",
             "reset": f"{place} closed the connection without an answer; check the port, and http:// against https://",
+            "truncated": f"the answer of {place} was cut off; look for a proxy that ends connections early",
             "not_http": f"{place} answers, but not in HTTP; check the port",
             "unreachable": f"no route to {host} ({detail}); check the network",
         }
