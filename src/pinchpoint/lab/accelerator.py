@@ -93,6 +93,8 @@ class _Activity(msgspec.Struct, gc=False):
     dram_s: float = 0.0
     arithmetic_s: float = 0.0
     """In which the tensor cores set the pace, at the clock there was."""
+    link_bytes: float = 0.0
+    pcie_bytes: float = 0.0
 
 
 def voltage_squared(clock_ratio: float) -> float:
@@ -348,6 +350,8 @@ class AcceleratorModel:
                 done.pipe_s += self._pipe * span_s
                 done.arithmetic_s += self._arithmetic * span_s
                 done.dram_s += self._dram * span_s
+                done.link_bytes += self._link_rate * span_s
+                done.pcie_bytes += self._pcie_rate * span_s
                 self._link_bytes += self._link_rate * span_s
                 self._pcie_bytes += self._pcie_rate * span_s
                 self._pcie_replays += self._pcie_rate * span_s * self._replays_per_byte
@@ -391,9 +395,9 @@ class AcceleratorModel:
         recent = [(min(done.span_s, READ_OVER_S) / done.span_s, done, clock) for _, done, clock in card.recent]
         span_s = sum(share * done.span_s for share, done, _ in recent) or INTERVAL_S
         clock = sum(share * done.span_s * clock for share, done, clock in recent) / span_s if recent else 1.0
-        busy, sm, pipe, dram, arithmetic = (
+        busy, sm, pipe, dram, arithmetic, link_rate, pcie_rate = (
             sum(share * getattr(done, name) for share, done, _ in recent) / span_s
-            for name in ("busy_s", "sm_s", "pipe_s", "dram_s", "arithmetic_s")
+            for name in ("busy_s", "sm_s", "pipe_s", "dram_s", "arithmetic_s", "link_bytes", "pcie_bytes")
         )
         neighbour = card.neighbour_ratio
         dram = min(1.0, dram + neighbour * NEIGHBOUR_DRAM_RATIO)
@@ -402,7 +406,7 @@ class AcceleratorModel:
         used_bytes = self._used_bytes + (self._leaked_now(now_s) if spoiled else 0.0)
         if neighbour:
             used_bytes += NEIGHBOUR_BYTES
-        sent_over_pcie = self._pcie_bytes * (1.0 if self._over_pcie and self._count > 1 else SENT_OF_INPUT_RATIO)
+        sent_ratio = 1.0 if self._over_pcie and self._count > 1 else SENT_OF_INPUT_RATIO
         return GpuReading(
             index=self.first_index + place,
             busy_ratio=min(1.0, busy + neighbour),
@@ -422,7 +426,7 @@ class AcceleratorModel:
             clock_event_reasons=card.reasons(busy + neighbour > 0, arithmetic),
             power_violation_s_total=card.power_violation_s,
             thermal_violation_s_total=card.thermal_violation_s,
-            pcie_tx_bytes_total=sent_over_pcie,
+            pcie_tx_bytes_total=self._pcie_bytes * sent_ratio,
             pcie_rx_bytes_total=self._pcie_bytes,
             pcie_replay_total=int(self._pcie_replays),
             link_tx_bytes_total=self._link_bytes,
@@ -431,4 +435,8 @@ class AcceleratorModel:
             ecc_uncorrected_total=self._uncorrected if spoiled else 0,
             last_xid=self._last_xid if spoiled else 0,
             processes=1 + (neighbour > 0),
+            pcie_tx_bytes_per_s=pcie_rate * sent_ratio,
+            pcie_rx_bytes_per_s=pcie_rate,
+            link_tx_bytes_per_s=link_rate,
+            link_rx_bytes_per_s=link_rate,
         )

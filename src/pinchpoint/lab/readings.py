@@ -8,7 +8,8 @@ GPU_IDLE = 0x1
 
 
 class GpuReading(msgspec.Struct, gc=False):
-    """One GPU at one instant. Names ending in _total are counters since the start; ratios are of the last second."""
+    """One GPU at one instant. Names ending in _total are counters since the start; ratios and rates are of the last
+    second."""
 
     index: int
     busy_ratio: float
@@ -39,6 +40,10 @@ class GpuReading(msgspec.Struct, gc=False):
     last_xid: int
     """0: none yet."""
     processes: int
+    pcie_tx_bytes_per_s: float = 0.0
+    pcie_rx_bytes_per_s: float = 0.0
+    link_tx_bytes_per_s: float = 0.0
+    link_rx_bytes_per_s: float = 0.0
 
 
 class ProcessReading(msgspec.Struct, gc=False):

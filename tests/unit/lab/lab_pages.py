@@ -70,7 +70,8 @@ def gpu(index: int = 0, **changes: float) -> GpuReading:
         temperature_c=61.4, memory_temperature_c=70.2, clock_event_reasons=4, power_violation_s_total=1.5,
         thermal_violation_s_total=0.0, pcie_tx_bytes_total=5e9, pcie_rx_bytes_total=6e9, pcie_replay_total=2,
         link_tx_bytes_total=7e9, link_rx_bytes_total=7e9, link_errors_total=0, ecc_uncorrected_total=0, last_xid=0,
-        processes=1,
+        processes=1, pcie_tx_bytes_per_s=2e8, pcie_rx_bytes_per_s=3e8, link_tx_bytes_per_s=4e9,
+        link_rx_bytes_per_s=5e9,
     )  # fmt: skip
     for name, value in changes.items():
         setattr(reading, name, value)

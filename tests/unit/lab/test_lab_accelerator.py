@@ -231,6 +231,8 @@ def test_traffic_is_counted_where_it_goes() -> None:
     assert linked.read().link_tx_bytes_total > 1e10 > linked.read().pcie_tx_bytes_total
     assert bus.read().pcie_tx_bytes_total > 1e10
     assert bus.read().link_tx_bytes_total == 0
+    assert linked.read().link_tx_bytes_per_s > 0 == bus.read().link_tx_bytes_per_s
+    assert bus.read().pcie_tx_bytes_per_s > linked.read().pcie_tx_bytes_per_s
 
 
 @pytest.mark.parametrize(

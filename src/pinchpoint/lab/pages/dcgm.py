@@ -3,9 +3,9 @@
 The default counters, and those that a larger counters.csv adds for diagnosis (SM and tensor activity, violations,
 power limit, clock event reasons, ECC, NVLink errors). Left out, since the lab does not model them: remapped rows,
 retired pages, SM occupancy, FP pipes, p-states, fans, slowdown temperature, BAR1. Always 0: encoder and decoder,
-vGPU licence, FB_RESERVED (used and free add up to the total). Bytes over PCIe and NVLink are counters, as on the
-recorded page; later exporters call the same fields gauges of a rate. As in the exporter, profiling ratios have six
-decimals and whole numbers none; DCGM's utilisation is in whole per cent.
+vGPU licence, FB_RESERVED (used and free add up to the total). The profiling fields of PCIe and NVLink are bytes a
+second, as DCGM gives them, and gauges, as current exporters say; older ones called the same rates counters. As in the
+exporter, profiling ratios have six decimals and whole numbers none; DCGM's utilisation is in whole per cent.
 """
 
 from collections.abc import Callable, Sequence
@@ -89,11 +89,14 @@ FIELDS = (
            lambda r: float(r.tensor_active_ratio)),
     _Field("DCGM_FI_PROF_DRAM_ACTIVE", "gauge", "Share of cycles the memory interface is active.",
            lambda r: float(r.dram_active_ratio)),
-    _Field("DCGM_FI_PROF_PCIE_TX_BYTES", "counter", "Bytes sent over PCIe.", lambda r: int(r.pcie_tx_bytes_total)),
-    _Field("DCGM_FI_PROF_PCIE_RX_BYTES", "counter", "Bytes received over PCIe.", lambda r: int(r.pcie_rx_bytes_total)),
-    _Field("DCGM_FI_PROF_NVLINK_TX_BYTES", "counter", "Bytes sent over NVLink.", lambda r: int(r.link_tx_bytes_total)),
-    _Field("DCGM_FI_PROF_NVLINK_RX_BYTES", "counter", "Bytes received over NVLink.",
-           lambda r: int(r.link_rx_bytes_total)),
+    _Field("DCGM_FI_PROF_PCIE_TX_BYTES", "gauge", "Bytes a second sent over PCIe.",
+           lambda r: int(r.pcie_tx_bytes_per_s)),
+    _Field("DCGM_FI_PROF_PCIE_RX_BYTES", "gauge", "Bytes a second received over PCIe.",
+           lambda r: int(r.pcie_rx_bytes_per_s)),
+    _Field("DCGM_FI_PROF_NVLINK_TX_BYTES", "gauge", "Bytes a second sent over NVLink.",
+           lambda r: int(r.link_tx_bytes_per_s)),
+    _Field("DCGM_FI_PROF_NVLINK_RX_BYTES", "gauge", "Bytes a second received over NVLink.",
+           lambda r: int(r.link_rx_bytes_per_s)),
 )
 # fmt: on
 
