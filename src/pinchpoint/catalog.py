@@ -77,6 +77,8 @@ class Exporter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Label that numbers accelerators; in series it is called `gpu`."""
     device_kind: str | None = None
     """Value of the label `kind` of its accelerators."""
+    left_out: tuple[str, ...] = ()
+    """Exposed names, without the endings of counters and histograms, that are known and lead to no series; with `*`."""
     hints: dict[str, str] = {}
     """Series -> how to get it, where the page does not show it by itself."""
 
@@ -134,18 +136,22 @@ class Catalog:
         self._entries: dict[str, Entry] = {}
         self._targets: dict[str, list[_Target]] = {}
         self._exporters = {exporter.name: exporter for exporter in exporters}
+        self._left_out = {
+            exporter.name: tuple(
+                spelling for name in exporter.left_out for spelling in _spellings(name, exporter.name, respellings)
+            )
+            for exporter in exporters
+        }
         for entry in entries:
             self._add_entry(entry)
             for engine, aliases in entry.aliases.items():
-                spellings = [spelling for spelling in respellings if spelling.engine == engine]
                 parts_rank = None
                 for rank, alias in enumerate(aliases):
                     known = Alias(alias) if isinstance(alias, str) else alias
                     if known.add:
                         parts_rank = rank if parts_rank is None else parts_rank
-                    self._add_alias(
-                        entry, engine, known, parts_rank if known.add and parts_rank is not None else rank, spellings
-                    )
+                    place = parts_rank if known.add and parts_rank is not None else rank
+                    self._add_alias(entry, engine, known, place, respellings)
         for targets in self._targets.values():
             targets.sort(key=lambda target: -len(target.labels))
 
@@ -161,7 +167,9 @@ class Catalog:
                 self._entries[name] = msgspec.structs.replace(entry, name=name, unit=unit, kind="counter", aliases={})
                 self._register(name, _Target({}, name))
 
-    def _add_alias(self, entry: Entry, engine: str, alias: Alias, rank: int, respellings: list[_Respelling]) -> None:
+    def _add_alias(
+        self, entry: Entry, engine: str, alias: Alias, rank: int, respellings: tuple[_Respelling, ...]
+    ) -> None:
         exporter = self._exporters.get(engine)
         rename, add = alias.rename, alias.add
         if entry.layer == "gpu" and exporter is not None:
@@ -169,12 +177,7 @@ class Catalog:
                 rename = {exporter.device_label: "gpu", **rename}
             if exporter.device_kind is not None:
                 add = {"kind": exporter.device_kind, **add}
-        names = [alias.name]
-        for respelling in respellings:
-            if alias.name.startswith(respelling.source):
-                stem = alias.name.removeprefix(respelling.source)
-                names += [target + stem for target in respelling.targets]
-        for name in names:
+        for name in _spellings(alias.name, engine, respellings):
             plain = _Target(
                 alias.labels, entry.name, alias.scale, rank, engine if alias.add else name, engine, rename, add
             )
@@ -213,6 +216,10 @@ class Catalog:
     def exporters(self) -> Mapping[str, Exporter]:
         """Engines, routers and exporters of hardware that the catalogue has names of, by name."""
         return self._exporters
+
+    def left_out(self, exporter: str) -> tuple[str, ...]:
+        """Patterns of an exporter's names that lead to no series on purpose, in every spelling of its names."""
+        return self._left_out[exporter]
 
     def entry(self, series: str) -> Entry | None:
         """What a canonical series is; None when the catalogue does not have it."""
@@ -263,6 +270,14 @@ class Catalog:
             if all(labels.get(key) == value for key, value in target.labels.items()):
                 return target
         return None
+
+
+def _spellings(name: str, engine: str, respellings: tuple[_Respelling, ...]) -> list[str]:
+    names = [name]
+    for respelling in respellings:
+        if respelling.engine == engine and name.startswith(respelling.source):
+            names += [target + name.removeprefix(respelling.source) for target in respelling.targets]
+    return names
 
 
 def _relabelled(labels: Mapping[str, str], target: _Target) -> Mapping[str, str]:
