@@ -76,12 +76,20 @@ class _Collection:
             sets = server.label_sets(start_s, end_s)
             names = tuple(sorted({one["__name__"] for one in sets}))
             self._choose(sets)
-            interval_s = (server.interval_s(sets, start_s, end_s) if sets else None) or DEFAULT_INTERVAL_S
         except PrometheusError as error:
             self._failed(writer, error)
         else:
-            self._fetch(writer, names, start_s, end_s, interval_s, clock.offset_ns)
+            self._fetch(writer, names, start_s, end_s, self._step_s(sets, start_s, end_s), clock.offset_ns)
         return self._told(writer, names)
+
+    def _step_s(self, sets: Sequence[Mapping[str, str]], start_s: float, end_s: float) -> float:
+        """The scrape interval. It matters only where samples cannot be had as they are stored."""
+        if not sets:
+            return DEFAULT_INTERVAL_S
+        try:
+            return self._server.interval_s(sets, start_s, end_s) or DEFAULT_INTERVAL_S
+        except PrometheusError:
+            return DEFAULT_INTERVAL_S
 
     def _fetch(
         self, writer: PartWriter, names: Sequence[str], start_s: float, end_s: float, step_s: float, offset_ns: int
