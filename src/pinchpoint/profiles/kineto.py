@@ -15,7 +15,6 @@ from pinchpoint.profiles.json_stream import ArrayReader, note_damages
 from pinchpoint.profiles.model import Device
 from pinchpoint.profiles.source import Limits, Source
 from pinchpoint.profiles.trace import (
-    COPY_KINDS,
     KERNEL,
     MEMCPY,
     MEMSET,
@@ -25,6 +24,7 @@ from pinchpoint.profiles.trace import (
     Names,
     Reading,
     Trace,
+    copy_kind,
 )
 
 NS_PER_US = 1000.0
@@ -52,6 +52,7 @@ class Args(msgspec.Struct, gc=False):
     graph_node: Number = msgspec.field(default=None, name="graph node id")
     input_dims: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Input Dims")
     input_shapes: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Input dims")
+    concrete: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Concrete Inputs")
     input_type: msgspec.Raw = msgspec.field(default=msgspec.Raw(b""), name="Input type")
 
 
@@ -165,7 +166,7 @@ class _Events:
         if category in CALLS:
             self._calls.add(start, end, name, thread, _whole(args.correlation))
         elif category in OPS:
-            self._ops.add(start, end, name, thread, _external(args), self._shape(args))
+            self._ops.add(start, end, name, thread, _external(args), self._shape(event, args))
         elif category in RANGES:
             self._ranges.add(start, end, name, thread, _external(args))
         else:
@@ -192,11 +193,13 @@ class _Events:
             graph=args.graph_node not in (None, 0, "0"),
         )
 
-    def _shape(self, args: Args) -> int:
+    def _shape(self, event: Event, args: Args) -> int:
+        """Only attention asks for the values of its arguments (whether it is causal)."""
         dims = bytes(args.input_dims) or bytes(args.input_shapes)
         if not dims or len(dims) > LONGEST_SHAPE_BYTES:
             return -1
-        text = b"[" + dims + b"," + (bytes(args.input_type) or b"[]") + b"]"
+        values = bytes(args.concrete) if "attention" in (event.name or "") else b""
+        text = b"[" + dims + b"," + (bytes(args.input_type) or b"[]") + b"," + (values or b"[]") + b"]"
         return self._shapes.setdefault(text, len(self._shapes))
 
     def trace(self, file: int) -> Trace:
@@ -233,21 +236,6 @@ def _whole(value: Number) -> int:
 
 def _external(args: Args) -> int:
     return _whole(args.external_id if args.external_id is not None else args.old_external_id)
-
-
-def copy_kind(name: str) -> int:
-    """What a copy's name says it is, as an index of COPY_KINDS: "Memcpy HtoD (Pinned -> Device)"."""
-    words = name.lower().replace(" ", "")
-    for kind, marks in (
-        ("p2p", ("ptop", "peertopeer")),
-        ("h2d", ("htod", "hosttodevice")),
-        ("d2h", ("dtoh", "devicetohost")),
-        ("d2d", ("dtod", "devicetodevice")),
-        ("h2h", ("htoh", "hosttohost")),
-    ):
-        if any(mark in words for mark in marks):
-            return COPY_KINDS.index(kind)
-    return 0
 
 
 def _around(trace: Trace, head: bytes, tail: bytes, path: Path) -> None:

@@ -172,10 +172,10 @@ class LaunchOverhead(msgspec.Struct, frozen=True, kw_only=True):
 
 class LayerTime(msgspec.Struct, frozen=True, kw_only=True):
     """Work launched inside the module or range of a kind of layer. layer: attention, ffn, moe, norm, embedding,
-    head, or other. ranges: how many such ranges launched something."""
+    head, or other. launches: calls that launched it."""
 
     layer: str
-    ranges: int
+    launches: int
     kernels: int
     busy_s: float
     share: float

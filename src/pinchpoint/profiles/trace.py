@@ -22,6 +22,21 @@ COPY_KINDS = ("", "h2d", "d2h", "d2d", "p2p", "h2h")
 NO_LINK = -1
 
 
+def copy_kind(name: str) -> int:
+    """What a copy's name says it is, as an index of COPY_KINDS: "Memcpy HtoD (Pinned -> Device)"."""
+    words = name.lower().replace(" ", "")
+    for kind, marks in (
+        ("p2p", ("ptop", "peertopeer")),
+        ("h2d", ("htod", "hosttodevice")),
+        ("d2h", ("dtoh", "devicetohost")),
+        ("d2d", ("dtod", "devicetodevice")),
+        ("h2h", ("htoh", "hosttohost")),
+    ):
+        if any(mark in words for mark in marks):
+            return COPY_KINDS.index(kind)
+    return 0
+
+
 class Names:
     """Gives each different name a number; cut at NAME_CHARS."""
 
@@ -77,7 +92,7 @@ class Host:
 class Trace:
     """One file, or one process's part of it. files: index in what was given.
 
-    totals: (name, calls, total, mean, min, max in s, launched by the API) rows of a file that holds sums only.
+    shapes: JSON texts [dimensions, types, values] of operators' arguments.
     """
 
     format: Format
