@@ -138,7 +138,7 @@ def test_nothing_is_left_open_whatever_happened() -> None:
     before = open_files()
     with ScriptedServer(script) as server:
         own = open_files()
-        with driven(server.url, timeouts=Timeouts(total_s=0.5)) as driver:
+        with driven(server.url, timeouts=Timeouts(total_s=2.0)) as driver:
             driver.start(*(request(number) for number in range(30)))
             driver.until(30)
             assert not driver.issuer.in_flight
