@@ -125,6 +125,7 @@ def synth(
     as_json: Json = False,
 ) -> int:
     """Make a complete run directory in virtual time: the same search against the simulated service, in seconds."""
+    from pinchpoint.clock import NS_PER_S
     from pinchpoint.conclude import judge_directory, write_answer
     from pinchpoint.lab.scenario import write_truth
     from pinchpoint.plan import build_plan, read_plan
@@ -144,10 +145,14 @@ def synth(
         asked = build_plan({key: value for key, value in values.items() if value is not None})
     else:
         asked = read_plan(plan, values)
+    if truth_file is not None and truth_file.resolve().is_relative_to(out.resolve()):
+        raise UsageError(f"{truth_file} lies inside of the run directory, where whoever judges the run would find it")
     path = run_virtual(asked, scenario, out, degrade=degrade)
     if truth_file is not None:
         write_truth(truth_file, scenario)
     view, verdict = judge_directory(path)
+    if scenario.onset_s > (lasted_s := max((stage.drained_ns for stage in view.stages), default=0) / NS_PER_S):
+        complain(f"the fault was to set in at {scenario.onset_s:g} s, after the run's end at {lasted_s:.0f} s")
     html_path = write_answer(view, verdict)
     print_verdict(view, verdict, as_json, {"report": html_path, "run": path})
     return EXIT_OK
@@ -233,6 +238,8 @@ def bench(
     from pinchpoint.labbench import SIZES, make_bench
     from pinchpoint.labbench.readme import summary
 
+    if workers is not None and workers < 1:
+        raise UsageError(f"--workers is {workers}; at least one process must make the runs")
     if size not in SIZES:
         raise UsageError(f"there is no size {size!r}; choose one of {', '.join(SIZES)}")
     bar = Progress(

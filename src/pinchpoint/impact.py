@@ -86,7 +86,7 @@ SHARES = ("error_ratio", "rejected_ratio")
 class Impact(msgspec.Struct, frozen=True):
     """What a fault did to its indicator. healthy, faulty: means over the pairs.
 
-    change_ratio: signed. sigmas: mean of the paired differences over its standard error; inf where they are all alike.
+    change_ratio, sigmas: see `compared`; signed, inf where nothing scatters.
     """
 
     fault: str
@@ -149,12 +149,29 @@ def measure_impact(scenario: Scenario, *, pairs: int = PAIRS, workload: str | No
 
 
 def compared(indicator: str, before: np.ndarray, after: np.ndarray) -> tuple[float, float]:
-    """(change_ratio, sigmas) of paired values, shape (pairs,) each; see Impact."""
-    differences = after - before
-    mean, reference = float(np.mean(differences)), float(np.mean(before))
-    error = float(np.std(differences, ddof=1)) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
-    change = mean if indicator in SHARES else mean / reference if reference else math.copysign(math.inf, mean)
-    return change, mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
+    """(change_ratio, sigmas) of paired values, shape (pairs,) each; see Impact.
+
+    Times and rates are compared by their logarithms, so that a queue that grows is one effect and not scatter; shares
+    by their difference. sigmas is the larger of two answers: how sure the effect is by its scatter from pair to pair,
+    and how far it lies beyond the scatter of the healthy service alone, two of which differ by sqrt(2) of its standard
+    error. The first punishes what comes in bursts, the second what is small beside the noise.
+    """
+    by_ratio = indicator not in SHARES and bool((before > 0).all() and (after > 0).all())
+    first, second = (np.log(before), np.log(after)) if by_ratio else (before, after)
+    differences = second - first
+    mean, reference = float(differences.mean()), float(before.mean())
+    if by_ratio:
+        change = math.expm1(mean)
+    elif indicator in SHARES:
+        change = mean
+    else:
+        change = mean / reference if reference else math.copysign(math.inf, mean)
+    if not mean:
+        return change if reference or indicator in SHARES else 0.0, 0.0
+    if len(before) < 2:
+        return change, math.copysign(math.inf, mean)
+    error = min(float(differences.std(ddof=1)), math.sqrt(2) * float(first.std(ddof=1))) / math.sqrt(len(before))
+    return change, mean / error if error > 0 else math.copysign(math.inf, mean)
 
 
 def _plan(workload: str, rate_rps: float, duration_s: float, seed: int) -> Plan:

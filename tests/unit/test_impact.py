@@ -43,16 +43,25 @@ def test_every_fault_names_an_indicator_that_there_is() -> None:
 
 def test_times_change_in_relation_and_shares_by_their_difference() -> None:
     before, after = np.array([1.0, 2.0, 3.0]), np.array([1.5, 2.6, 3.4])
-    change, sigmas = compared("ttft_p95_s", before, after)
-    assert change == pytest.approx(0.25)
-    assert sigmas == pytest.approx(0.5 / (0.1 / math.sqrt(3)))
+    assert compared("ttft_p95_s", before, 1.25 * before)[0] == pytest.approx(0.25)
     assert compared("error_ratio", before, after)[0] == pytest.approx(0.5)
+    assert compared("error_ratio", before, after)[1] == pytest.approx(0.5 / (0.1 / math.sqrt(3)))
+
+
+def test_an_effect_is_sure_by_its_constancy_or_by_how_far_it_lies_beyond_the_noise() -> None:
+    noisy, steady = np.array([1.0, 2.0, 4.0]), np.array([1.0, 1.01, 0.99])
+    assert compared("ttft_p95_s", noisy, 1.2 * noisy)[1] > 1e6  # the same in every pair
+    bursts = np.array([0.0, 0.9, 0.3])
+    assert compared("error_ratio", np.zeros(3), bursts) == (pytest.approx(0.4), math.inf)  # a healthy one has none
+    assert compared("ttft_p95_s", steady, np.array([2.0, 9.0, 30.0]))[1] > 100
+    assert abs(compared("ttft_p95_s", noisy, np.array([2.0, 1.5, 5.0]))[1]) < 3
 
 
 def test_equal_differences_are_beyond_any_number_of_sigma_unless_they_are_zero() -> None:
     ones = np.ones(3)
-    assert compared("ttft_p95_s", ones, 2 * ones) == (1.0, math.inf)
+    assert compared("ttft_p95_s", ones, 2 * ones) == (pytest.approx(1.0), math.inf)
     assert compared("ttft_p95_s", ones, ones) == (0.0, 0.0)
+    assert compared("completed_rps", np.zeros(3), np.ones(3)) == (math.inf, math.inf)
 
 
 @pytest.mark.parametrize(

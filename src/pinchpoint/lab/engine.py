@@ -410,7 +410,10 @@ class Engine:
             image_tokens = request.image_tokens if past < request.image_tokens else 0
             if image_tokens > encoder_budget and encoder_budget < params.max_num_batched_tokens:
                 break  # the encoder has had its share of this step; an image larger than all of it goes alone
-            reserve_tokens = sequence.prompt_tokens + sequence.max_output_tokens if reserve_full else past + n
+            # Where prompts go first, one that gets its blocks piece by piece could give them up again for want of the
+            # last, and keep those that decode from ever running.
+            begun_tokens = past + n if params.mixed_batches else known
+            reserve_tokens = sequence.prompt_tokens + sequence.max_output_tokens if reserve_full else begun_tokens
             need = pool.blocks_for(reserve_tokens) - len(cached) - sequence.blocks
             if not pool.claim(cached, max(0, need)):
                 if self._reclaim(sequence):

@@ -275,7 +275,8 @@ class LabParams(msgspec.Struct, frozen=True, kw_only=True):
     sequence_overhead_s: float = 25e-6
     """Per sequence in a step; fits of serving data give 16 to 55 us."""
     kernel_launch_s: float = 7e-6
-    """CPU time per kernel launched outside a captured graph; 5 to 10 us."""
+    """CPU time per kernel launched outside a captured graph by compiled code; 5 to 10 us. Without `cuda_graphs` nothing
+    is compiled either, and it is at least cost.EAGER_LAUNCH_S."""
     step_noise_ratio: float = 0.03
     """Standard deviation of the step time over its mean."""
 
@@ -394,6 +395,11 @@ class LabParams(msgspec.Struct, frozen=True, kw_only=True):
         """Raises UsageError for values no service could have."""
         check_ranges(self.flat())
         check_ranges({"kv_blocks": self.num_kv_blocks()})
+        if self.model_shape.heads % self.tensor_parallel:
+            raise UsageError(
+                f"tensor_parallel is {self.tensor_parallel}, which does not divide the {self.model_shape.heads} heads "
+                f"of {self.model}; choose a divisor"
+            )
         if self.max_num_batched_tokens < self.max_num_seqs:
             raise UsageError(
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, below max_num_seqs {self.max_num_seqs}; "

@@ -11,7 +11,7 @@ import numpy as np
 
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.errors import PinchpointError
-from pinchpoint.impact import CHANGE_MIN, INDICATORS, SHARES, SIGMAS_MIN, Indicator, load_rps
+from pinchpoint.impact import CHANGE_MIN, INDICATORS, SIGMAS_MIN, Indicator, compared, load_rps
 from pinchpoint.lab.scenario import Scenario
 from pinchpoint.labbench.matrix import Case, healthy_twin
 from pinchpoint.model import Stage
@@ -115,7 +115,7 @@ def impact_of(healthy: RunView, faulty: RunView, indicator: str, onset_s: float)
         if stage.rate_rps is not None:
             values = _pairs(healthy, faulty, stage, INDICATORS[indicator], onset_s)
             if len(values) >= BLOCKS_MIN:
-                found.append({"indicator": indicator, "stage": stage.index, **_compared(values, indicator in SHARES)})
+                found.append({"indicator": indicator, "stage": stage.index, **_told(indicator, values)})
     return max(found, key=lambda one: (one["has_impact"], abs(one["sigmas"] or 0.0)), default=None)
 
 
@@ -142,22 +142,11 @@ def _pairs(
     return found
 
 
-def _compared(values: list[tuple[float, float]], by_difference: bool) -> dict[str, Any]:
+def _told(indicator: str, values: list[tuple[float, float]]) -> dict[str, Any]:
     before, after = np.array(values).T
-    # Times are compared by their logarithms: a queue that grows through a stage is one effect, not scatter.
-    by_ratio = not by_difference and bool((before > 0).all() and (after > 0).all())
-    differences = np.log(after / before) if by_ratio else after - before
-    mean, reference = float(differences.mean()), float(before.mean())
-    error = float(differences.std(ddof=1)) / math.sqrt(len(values))
-    if by_ratio:
-        change = math.expm1(mean)
-    elif by_difference:
-        change = mean
-    else:
-        change = mean / reference if reference else math.copysign(math.inf, mean)
-    sigmas = mean / error if error > 0 else math.copysign(math.inf, mean) if mean else 0.0
+    change, sigmas = compared(indicator, before, after)
     return {
-        "healthy": reference,
+        "healthy": float(before.mean()),
         "faulty": float(after.mean()),
         "change_ratio": change if math.isfinite(change) else None,
         "sigmas": sigmas if math.isfinite(sigmas) else None,

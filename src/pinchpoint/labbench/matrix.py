@@ -116,7 +116,8 @@ def cases_of(size: Size, seed: int) -> list[Case]:
                 for _ in range(size.settings * size.seeds):
                     found.append(draw.fault(name, severity, part))
     for part in PARTS:
-        found += [draw.healthy(names, part) for _ in range(size.healthy)]
+        kinds = _kinds(names, draw.chance)
+        found += [draw.healthy(kinds[i % len(kinds)], part) for i in range(size.healthy)]
         found += [draw.plain("underloaded", IDLE_LOAD_RATIO, part) for _ in range(size.underloaded)]
         found += [draw.plain("limit", LIMIT_LOAD_RATIO, part) for _ in range(size.limit)]
         found += [draw.two(names, part) for _ in range(size.two_faults)]
@@ -159,7 +160,7 @@ class _Draw:
         )
 
     def healthy(self, names: Sequence[str], part: Part) -> Case:
-        """What a fault is held against: the same services and loads, and nothing is wrong."""
+        """What one of these faults is held against: the same service and load, and nothing is wrong."""
         twin = self.fault(self.chance.choice(names), "moderate", part)
         return msgspec.structs.replace(twin, label="healthy", twin_of=twin.fault, fault=HEALTHY, onset_s=0.0)
 
@@ -229,6 +230,18 @@ class _Draw:
             if self._held.part(found.setting()) == part:
                 break
         return found
+
+
+def _kinds(names: Sequence[str], chance: random.Random) -> list[list[str]]:
+    """The faults by what is peculiar to their runs, in an order of chance: healthy runs have it, too, or it would give
+    the fault away."""
+    kinds: dict[tuple[object, ...], list[str]] = {}
+    for name in names:
+        fault = FAULTS[name]
+        kinds.setdefault((fault.workload, _services([fault]), fault.duration_s), []).append(name)
+    found = list(kinds.values())
+    chance.shuffle(found)
+    return found
 
 
 def _services(faults: Sequence[Fault]) -> tuple[tuple[str, str], ...]:

@@ -1,6 +1,6 @@
 """Laws of the engine with everything switched on: conservation, no leaks, Little's law, monotone limits."""
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pinchpoint.lab.engine import Engine, EngineRequest, Sequence
@@ -72,6 +72,13 @@ def keys(family: int | None, prompt: int, output: int) -> tuple[str, ...]:
 
 @settings(max_examples=300, deadline=None)
 @given(first=params, operations=operations)
+@example(  # prompts first, and blocks for all but the last of them
+    first=LabParams(
+        kv_blocks=12, max_num_seqs=2, max_num_batched_tokens=5, block_size_tokens=4, chunked_prefill=False,
+        prefix_caching=False, mixed_batches=False, long_prefill_token_threshold=7,
+    ),
+    operations=[("submit", (7, 20, None, 0, None, None, 0)), ("submit", (3, 19, None, 0, None, None, 0))],
+)  # fmt: skip
 def test_every_request_ends_once_with_all_its_tokens_and_no_block_leaks(first: LabParams, operations: list) -> None:
     engine = Engine(first, seed=1)
     now_s, next_id = 0.0, 0

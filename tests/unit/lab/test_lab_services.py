@@ -56,3 +56,8 @@ def test_a_model_takes_the_gpus_that_people_give_it(gpu: str, model: str, gpus: 
 def test_a_model_that_fits_nowhere_is_told_with_its_precision() -> None:
     with pytest.raises(UsageError, match="deepseek-v3 in fp8 does not fit on 8 x A100"):
         healthy_service("A100", "deepseek-v3")
+
+
+def test_heads_are_divided_evenly_or_not_at_all() -> None:
+    with pytest.raises(UsageError, match="does not divide the 32 heads of llama-3-8b"):
+        healthy_service("H100", "llama-3-8b", settings={"tensor_parallel": 3})
