@@ -332,6 +332,15 @@ int nvmlDeviceGetMemoryInfo_v2(Device *d, MemoryV2 *out) {
     return SUCCESS;
 }
 
+typedef struct { unsigned int version, sensor; int celsius; } Temperature;
+
+int nvmlDeviceGetTemperatureV(Device *d, Temperature *out) {
+    long long value = 0;
+    int code = give("nvmlDeviceGetTemperatureV", d, "temperature_v", &value);
+    if (code == SUCCESS) out->celsius = (int)value;
+    return code;
+}
+
 int nvmlDeviceGetCurrentClocksEventReasons(Device *d, unsigned long long *out) {
     long long value = 0;
     int code = give("nvmlDeviceGetCurrentClocksEventReasons", d, "reasons", &value);

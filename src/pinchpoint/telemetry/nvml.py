@@ -100,6 +100,8 @@ class _Device:
         self.gpm: list[Any] = []
         """Two samples, of which the first is the one before; empty: no profiling metrics."""
         self.gpm_ns: int | None = None
+        self.rated: set[str] | None = set()
+        """Rates that profiling gives; None while nothing has been compared yet."""
 
     def unwrapped(self, field: int, value: int) -> int:
         """A 32-bit counter without its turns. One that falls from the lower half was set back, and stays as it is."""
@@ -170,9 +172,7 @@ class Nvml:
     def close(self) -> None:
         """Frees what NVML holds for us. Not needed when the process ends."""
         for device in self._devices:
-            for sample in device.gpm:
-                self._whole("nvmlGpmSampleFree", sample)
-            device.gpm = []
+            self._end_profiling(device)
         if self._xids is not None:
             self._whole("nvmlEventSetFree", self._xids)
             self._xids = None
@@ -196,7 +196,9 @@ class Nvml:
         self._tell(device, out, "gpu.power_watts", 1 / MW_PER_W, "nvmlDeviceGetPowerUsage")
         self._tell(device, out, "gpu.sm_clock_hz", HZ_PER_MHZ, "nvmlDeviceGetClockInfo", CLOCK_SM)
         self._tell(device, out, "gpu.memory_clock_hz", HZ_PER_MHZ, "nvmlDeviceGetClockInfo", CLOCK_MEMORY)
-        self._tell(device, out, "gpu.temperature_celsius", 1.0, "nvmlDeviceGetTemperature", TEMPERATURE_GPU)
+        for call in ("nvmlDeviceGetTemperature", "nvmlDeviceGetTemperatureV"):  # the first goes with CUDA 14
+            if self._tell(device, out, "gpu.temperature_celsius", 1.0, call, TEMPERATURE_GPU):
+                break
         reasons = self._ask(device, out, "nvmlDeviceGetCurrentClocksEventReasons")
         if reasons is None:  # the name before driver 535
             reasons = self._ask(device, out, "nvmlDeviceGetCurrentClocksThrottleReasons")
@@ -217,7 +219,7 @@ class Nvml:
         self._tell(device, out, "gpu.pcie_link_width", 1.0, "nvmlDeviceGetCurrPcieLinkWidth")
         self._tell(device, out, "gpu.pcie_link_width_max", 1.0, "nvmlDeviceGetMaxPcieLinkWidth")
         for series, direction in PCIE_RATES:
-            if not device.gpm and RATES[series] not in device.counted:
+            if device.rated is not None and series not in device.rated and RATES[series] not in device.counted:
                 self._tell(device, out, series, KB_BYTES, "nvmlDeviceGetPcieThroughput", direction)
         self._processes(device, out)
         if self._mig(device, out):
@@ -261,11 +263,20 @@ class Nvml:
         before, after = device.gpm
         if self._ask(device, out, "nvmlGpmSampleGet", after) is None:
             device.gpm_ns = None
-            return
-        if device.gpm_ns is not None:
-            out += self._compared(device, out, before, after)
-        device.gpm = [after, before]
-        device.gpm_ns = now_ns
+        else:
+            if device.gpm_ns is not None:
+                compared = self._compared(device, out, before, after)
+                device.rated = (device.rated or set()) | {reading.raw for reading in compared if reading.raw in RATES}
+                out += compared
+            device.gpm = [after, before]
+            device.gpm_ns = now_ns
+        if {("nvmlGpmSampleGet",), ("nvmlGpmMetricsGet",)} & device.closed:
+            self._end_profiling(device)
+
+    def _end_profiling(self, device: _Device) -> None:
+        for sample in device.gpm:
+            self._whole("nvmlGpmSampleFree", sample)
+        device.gpm, device.gpm_ns, device.rated = [], None, set()
 
     def _compared(self, device: _Device, out: list[Reading], before: Any, after: Any) -> list[Reading]:
         request = self._library.c_nvmlGpmMetricsGet_t()
@@ -353,10 +364,12 @@ class Nvml:
 
     # --- asking -------------------------------------------------------------------------------------------------
 
-    def _tell(self, device: _Device, out: list[Reading], series: str, scale: float, call: str, *arguments: Any) -> None:
+    def _tell(self, device: _Device, out: list[Reading], series: str, scale: float, call: str, *arguments: Any) -> bool:
+        """False when the device does not say."""
         value = self._ask(device, out, call, *arguments)
         if value is not None:
             out.append(own(series, value * scale, device.labels))
+        return value is not None
 
     def _ask(
         self, device: _Device, out: list[Reading], call: str, *arguments: Any, key: tuple[Any, ...] | None = None
@@ -413,7 +426,7 @@ class Nvml:
             device.handle = self._library.nvmlDeviceGetHandleByIndex(device.index)
         except self._library.NVMLError as error:
             return int(error.value)
-        device.gpm, device.gpm_ns = [], None
+        self._end_profiling(device)
         try:
             support = self._ask(device, self._pending, "nvmlGpmQueryDeviceSupport")
         except _Gone as gone:
@@ -421,6 +434,7 @@ class Nvml:
         if support is not None and support.isSupportedDevice:
             samples = [self._whole("nvmlGpmSampleAlloc") for _ in range(2)]
             device.gpm = samples if None not in samples else []
+            device.rated = None if device.gpm else set()
         self._watch(device)
         return SUCCESS
 

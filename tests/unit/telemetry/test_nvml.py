@@ -291,6 +291,28 @@ def test_the_dear_rate_is_asked_for_only_as_the_last_resort_and_seldom(bench: Be
     assert one(bench.read(nvml, SLOW_PERIOD_S), "gpu.pcie_tx_bytes_per_s") == 3092e3
 
 
+@pytest.mark.parametrize("call", ["nvmlGpmSampleGet", "nvmlGpmMetricsGet"])
+def test_where_profiling_is_forbidden_the_dear_rate_stands_in(bench: Bench, call: str) -> None:
+    nvml = bench.open(H100 | NO_COUNTERS | {f"fail.{call}": NO_PERMISSION})
+    first, second = bench.read(nvml), bench.read(nvml)
+    assert events(first + second) == ["gpu_read_failed"]
+    assert one(second, "gpu.sm_active_ratio") is None
+    assert one(bench.read(nvml, SLOW_PERIOD_S), "gpu.pcie_tx_bytes_per_s") == 3092e3
+
+
+def test_a_device_whose_profiling_has_no_pcie_rate_is_asked_for_the_dear_one(bench: Bench) -> None:
+    nvml = bench.open(H100 | NO_COUNTERS | {"gpm.20": None})
+    first, second = bench.read(nvml), bench.read(nvml)
+    assert one(first, "gpu.pcie_tx_bytes_per_s") is None
+    assert one(second, "gpu.pcie_rx_bytes_per_s") == 20 * 1024 * 1024
+    assert one(bench.read(nvml, SLOW_PERIOD_S), "gpu.pcie_tx_bytes_per_s") == 3092e3
+
+
+def test_the_newer_call_for_the_temperature_is_used_where_the_older_is_gone(bench: Bench) -> None:
+    nvml = bench.open(H100 | {"fail.nvmlDeviceGetTemperature": NOT_SUPPORTED, "temperature_v": 61})
+    assert one(bench.read(nvml), "gpu.temperature_celsius") == 61.0
+
+
 def test_what_changes_rarely_is_read_seldom(bench: Bench) -> None:
     nvml = bench.open(H100)
     bench.read(nvml)
