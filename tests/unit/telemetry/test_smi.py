@@ -265,6 +265,20 @@ def test_a_t4_with_older_names_is_read_too() -> None:
     assert value(found, "gpu.process_memory_bytes", pid="5762") == 1005 * 2**20
 
 
+def test_several_gpus_of_one_log_are_numbered_in_their_order() -> None:
+    log = saved("nvidia-smi-q_h100.txt").decode()
+    head, _, body = log.rpartition("GPU 00000000:00:09.0\n")
+    two = f"{head}GPU 00000000:00:09.0\n{body}GPU 00000000:00:0A.0\n{body.replace('629.45 W', '300.00 W')}"
+    found = smi.NVIDIA_TEXT(two.encode())
+    assert value(found, "gpu.power_watts", gpu="0") == 629.45
+    assert value(found, "gpu.power_watts", gpu="1") == 300.0
+    xml = saved("nvidia-smi-xml_tesla-t4.xml").decode()
+    gpu = xml[xml.index("<gpu id") : xml.index("</gpu>") + len("</gpu>")]
+    found = smi.NVIDIA_XML(xml.replace(gpu, gpu + gpu.replace("26.78 W", "60.00 W")).encode())
+    assert value(found, "gpu.power_watts", gpu="0") == 26.78
+    assert value(found, "gpu.power_watts", gpu="1") == 60.0
+
+
 def test_rocm_cards_are_read_in_their_own_words() -> None:
     found = readings("rocm-smi_mi100.json")
     assert value(found, "gpu.power_watts", gpu="1") == 44.0
