@@ -1,5 +1,7 @@
 """What pages of engines and exporters show: recorded pages and documented names against the catalogue."""
 
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +14,8 @@ from pinchpoint.catalog import HISTOGRAM_MEMBERS, load_catalog
 from pinchpoint.coverage import coverage, family, series_of, survey, which_exporter
 from pinchpoint.telemetry.prometheus import PrometheusParser, RawSample
 
-DATA = Path(__file__).parents[1] / "data" / "metrics"
+ROOT = Path(__file__).parents[2]
+DATA = ROOT / "tests" / "data" / "metrics"
 DOCUMENTED = tomllib.loads((DATA / "documented_names.toml").read_text())
 
 
@@ -71,6 +74,16 @@ def test_recorded_pages_have_the_coverage_that_is_written_down(
     shown = coverage(load_catalog(), exporter, page(name))
     counts = (shown.names, shown.names - len(shown.unknown) - len(shown.left_out), len(shown.found))
     assert (*counts, len(shown.found) + len(shown.missing)) == (names, of_use, found, known)
+
+
+def test_the_table_of_the_documentation_is_that_of_the_tool() -> None:
+    made = subprocess.run(
+        [sys.executable, "tools/metrics_coverage.py", "tests/data/metrics/pages"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    page = (ROOT / "docs" / "explanation" / "metrics-coverage.md").read_text()
+    shown = page.partition("<!-- coverage -->")[2].partition("<!-- end -->")[0]
+    assert shown.strip() == made.strip(), "run tools/metrics_coverage.py tests/data/metrics/pages and put it there"
 
 
 def test_every_recorded_page_is_in_the_table() -> None:
