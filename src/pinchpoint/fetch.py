@@ -7,7 +7,9 @@ its connection would not notice a full accept queue, and could be pinned to the 
 
 import contextlib
 import errno
+import heapq
 import http.client
+import itertools
 import os
 import socket
 import ssl
@@ -258,10 +260,10 @@ class _Deadline:
     def __init__(self, timeout_s: float) -> None:
         self.at_s = time.monotonic() + timeout_s
         self.passed = False
+        self.lifted = False
         self._socket: socket.socket | None = None
-        self._timer = threading.Timer(timeout_s, self._hang_up)
-        self._timer.daemon = True
-        self._timer.start()
+        self._lock = threading.Lock()
+        _watchdog.add(self)
 
     def watch(self, opened: socket.socket) -> None:
         self._socket = opened
@@ -272,14 +274,62 @@ class _Deadline:
             raise TimeoutError
 
     def lift(self) -> None:
-        self._timer.cancel()
+        with self._lock:  # so that nobody hangs up on a kept connection any more
+            self.lifted = True
+            self._socket = None
 
-    def _hang_up(self) -> None:
-        self.passed = True
-        if self._socket is not None:
-            with contextlib.suppress(OSError):
-                # Not SSLSocket.shutdown: that one drops the TLS state under a read in another thread.
-                socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+    def hang_up(self) -> None:
+        with self._lock:
+            if self.lifted:
+                return
+            self.passed = True
+            if self._socket is not None:
+                with contextlib.suppress(OSError):
+                    # Not SSLSocket.shutdown: that one drops the TLS state under a read in another thread.
+                    socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
+
+
+class _Watchdog:
+    """One thread for all deadlines. A thread for each exchange would cost more than the exchange, and be part of the
+    time that it measures."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._due: list[tuple[float, int, _Deadline]] = []
+        self._added = itertools.count()
+        self._thread: threading.Thread | None = None
+
+    def add(self, deadline: _Deadline) -> None:
+        with self._changed:
+            entry = (deadline.at_s, next(self._added), deadline)
+            heapq.heappush(self._due, entry)
+            if self._thread is None or not self._thread.is_alive():  # the first, or a forked process
+                self._thread = threading.Thread(target=self._run, name="deadlines", daemon=True)
+                self._thread.start()
+            elif self._due[0] is entry:
+                self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                passed = self._next_passed()
+            passed.hang_up()
+
+    def _next_passed(self) -> _Deadline:
+        """Waits for it. Those lifted meanwhile are dropped, nearly all of them at once: they are seldom woken for."""
+        while True:
+            while self._due and self._due[0][2].lifted:
+                heapq.heappop(self._due)
+            if not self._due:
+                self._changed.wait()
+                continue
+            left_s = self._due[0][0] - time.monotonic()
+            if left_s <= 0:
+                return heapq.heappop(self._due)[2]
+            self._changed.wait(left_s)
+
+
+_watchdog = _Watchdog()
 
 
 def _connect(connection: http.client.HTTPConnection, tls: ssl.SSLContext | None, deadline: _Deadline) -> None:

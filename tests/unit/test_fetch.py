@@ -184,6 +184,19 @@ def test_silence_ends_at_the_timeout(accepting: Callable[..., str]) -> None:
         release.set()
 
 
+def test_exchanges_start_no_thread_of_their_own() -> None:
+    def watching() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name == "deadlines"}
+
+    with always(whole(b"x")) as server:
+        get(server.url, {}, TIMEOUT_S, CAP_BYTES)
+        before = watching()
+        for _ in range(5):
+            get(server.url, {}, TIMEOUT_S, CAP_BYTES)
+    assert watching() == before
+    assert len(before) == 1
+
+
 def test_the_second_address_is_tried_when_the_first_refuses(
     accepting: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
