@@ -13,13 +13,17 @@ from pinchpoint.telemetry.config import Reading, own
 from pinchpoint.telemetry.host.cpu import by_mode, core_shares, whole_machine
 
 CPU_TIME = "host.cpu_s_total"
+MODES = ("user", "nice", "system", "idle", "iowait", "irq", "softirq", "steal")
+"""Of node_exporter's label on Linux; other systems have fewer. The time of guests is in user time as well."""
 AVAILABLE, TOTAL, USED = "host.memory_available_bytes", "host.memory_total_bytes", "host.memory_used_ratio"
 
 
 class NodeShares:
     """Keeps the reading before. One per page; not for use from two threads."""
 
-    def __init__(self) -> None:
+    def __init__(self, labels: str = "") -> None:
+        """labels: of what is told, formatted; a remote host's name."""
+        self._labels = labels
         self._before: dict[str, dict[str, float]] = {}
         self._places: dict[str, tuple[str, str]] = {}
         """Core and mode by formatted labels: the same text comes with every page."""
@@ -40,7 +44,7 @@ class NodeShares:
         shares = self._cpu(cores)
         if memory.get(TOTAL) and AVAILABLE in memory:
             shares.append(own(USED, 1.0 - memory[AVAILABLE] / memory[TOTAL]))
-        return shares
+        return [share._replace(labels=self._labels) for share in shares] if self._labels else shares
 
     def _place(self, labels: str) -> tuple[str, str]:
         place = self._places.get(labels)
@@ -54,14 +58,11 @@ class NodeShares:
             return []
         before, self._before = self._before, cores
         told = [own("host.cpu_cores", float(len(cores)))]
-        modes = sorted(set().union(*cores.values()))
-        same = before.keys() == cores.keys() and all(
-            before[core].keys() == cores[core].keys() == set(modes) for core in cores
-        )
-        if not same or not all(mode.isidentifier() for mode in modes):
+        modes = [mode for mode in MODES if all(mode in core for core in cores.values())]
+        if before.keys() != cores.keys() or not all(mode in core for core in before.values() for mode in modes):
             return told
         kind: Any = namedtuple("CpuTimes", modes)
-        now = [kind(**cores[core]) for core in cores]
-        then = [kind(**before[core]) for core in cores]
+        now = [kind(*(cores[core][mode] for mode in modes)) for core in cores]
+        then = [kind(*(before[core][mode] for mode in modes)) for core in cores]
         shares = core_shares(then, now, range(len(now)))
         return told + whole_machine(shares) + by_mode(shares)

@@ -42,6 +42,11 @@ def test_memory_in_use_is_what_is_not_available() -> None:
     assert values(NodeShares().read(readings)) == {"host.memory_used_ratio": pytest.approx(0.75)}
 
 
+def test_shares_of_a_remote_host_say_whose_they_are() -> None:
+    told = NodeShares("host=gpu-1").read(cpu([{"idle": 1.0, "user": 1.0}]))
+    assert [(reading.raw, reading.labels) for reading in told] == [("host.cpu_cores", "host=gpu-1")]
+
+
 def test_a_page_of_something_else_gives_nothing() -> None:
     assert NodeShares().read([Reading("vllm:num_requests_running", "engine.requests_running", "", 3.0)]) == []
 
