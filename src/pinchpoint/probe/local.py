@@ -2,6 +2,7 @@
 
 import ipaddress
 import socket
+from collections.abc import Iterable
 
 import psutil
 
@@ -14,8 +15,7 @@ ANY_ADDRESS = ("0.0.0.0", "::")
 def listening_pids(address: Address) -> tuple[tuple[int, ...], str | None]:
     """Pids, ascending, and a sentence when there is something to know; no pids means not local or not visible."""
     targets = _addresses(address)
-    own = _own_addresses()
-    if not any(target.is_loopback or target in own for target in targets):
+    if not _any_own(targets):
         return (), f"server processes: {address.host} is another machine; run a collector there to watch them"
     try:
         sockets = psutil.net_connections("tcp")
@@ -42,6 +42,16 @@ def listening_pids(address: Address) -> tuple[tuple[int, ...], str | None]:
             "are of it and not of the service"
         )
     return tuple(sorted(pids)), None
+
+
+def is_this_machine(address: Address) -> bool:
+    """Whether the address leads to this machine, by loopback or by one of its own addresses."""
+    return _any_own(_addresses(address))
+
+
+def _any_own(targets: Iterable[ipaddress.IPv4Address | ipaddress.IPv6Address]) -> bool:
+    own = _own_addresses()
+    return any(target.is_loopback or target in own for target in targets)
 
 
 def _addresses(address: Address) -> set[ipaddress.IPv4Address | ipaddress.IPv6Address]:

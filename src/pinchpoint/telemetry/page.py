@@ -22,7 +22,8 @@ from pinchpoint.clock import NS_PER_S, monotonic_ns, realtime_offset_ns
 from pinchpoint.fetch import Answer, FetchError, bearer, get
 from pinchpoint.telemetry.clock_offset import ClockOffset, date_bounds_ns
 from pinchpoint.telemetry.config import Reading, event
-from pinchpoint.telemetry.prometheus import MAX_HEADS, PrometheusParser
+from pinchpoint.telemetry.node_page import NodeShares
+from pinchpoint.telemetry.prometheus import MAX_HEADS, PrometheusParser, RawSample
 
 SCRAPE_TIMEOUT_S = 5.0
 """Half of Prometheus' default scrape_timeout: with a two-per-second schedule, later answers are of little use."""
@@ -92,7 +93,9 @@ class Page:
         headers: Mapping[str, str] | None = None,
         tls: ssl.SSLContext | None = None,
         host: str | None = None,
+        timeout_s: float | None = None,
     ) -> None:
+        """timeout_s: for one scrape; None: SCRAPE_TIMEOUT_S."""
         self.name = name
         self.url = url
         """As it was last redirected within its own server."""
@@ -101,6 +104,7 @@ class Page:
         self._catalog = catalog
         self._tls = tls
         self._host = host
+        self._timeout_s = timeout_s
         self._headers = {"Accept": ACCEPT, **bearer(api_key), **(headers or {})}
         self._parser = PrometheusParser()
         self._known: dict[tuple[str, int], _Known] = {}
@@ -112,6 +116,22 @@ class Page:
         self._turn = 0
         self._quiet_until_ns = 0
         self._wall_offset_ns, _ = realtime_offset_ns()
+        self._own_labels = format_labels({"source": name})
+        self._shares = NodeShares(format_labels({"host": host}) if host is not None else "")
+
+    @property
+    def samples(self) -> list[RawSample]:
+        """Each sample on the page that was read last, as exposed; its value is not kept."""
+        return [RawSample(known.name, known.exposed[0], math.nan) for known in self._layout]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of the samples on the page that was read last."""
+        return frozenset(self._names)
+
+    def rename(self, name: str) -> None:
+        """Another name for the source, once it is known what the page is of."""
+        self.name = name
         self._own_labels = format_labels({"source": name})
 
     def read(self) -> tuple[int, list[Reading]]:
@@ -132,6 +152,7 @@ class Page:
         readings = self.read_page(page)
         if not self._layout:
             return answered_ns, [event("scrape_failed", f"reason={what_instead(page)}")]
+        readings += self._shares.read(readings)
         readings += self._content(answer) + self._offset(answer, readings, asked_ns, answered_ns)
         readings.append(Reading("scrape_s", "source.scrape_s", self._own_labels, (answered_ns - asked_ns) / NS_PER_S))
         readings.append(Reading("scrape_bytes", "source.page_bytes", self._own_labels, float(len(page))))
@@ -226,7 +247,9 @@ class Page:
         self._layout, self._names = found, names
         if first or not found or not (gone or new):
             return []
-        told = {"gone": str(len(gone)), "new": str(len(new)), "example": min(gone or new)}
+        if not gone:  # the first request of its kind brings names along
+            return [event("page_names_added", format_labels({"count": str(len(new)), "example": min(new)}))]
+        told = {"gone": str(len(gone)), "new": str(len(new)), "example": min(gone)}
         return [event("page_names_changed", format_labels(told))]
 
     def _restarts(self, found: list[_Known], values: list[float], fallen: list[_Known]) -> list[Reading]:
@@ -248,7 +271,7 @@ class Page:
         url = self.url
         for _ in range(MAX_REDIRECTS + 1):
             asked_ns = monotonic_ns()
-            answer = get(url, self._headers, SCRAPE_TIMEOUT_S, MAX_PAGE_BYTES, self._tls)
+            answer = get(url, self._headers, self._timeout_s or SCRAPE_TIMEOUT_S, MAX_PAGE_BYTES, self._tls)
             if answer.status not in REDIRECTS or "location" not in answer.headers:
                 if answer.status != HTTP_OK:
                     raise FetchError(f"http_{answer.status}")

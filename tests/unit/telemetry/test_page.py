@@ -158,8 +158,9 @@ def test_names_that_change_midway_are_an_event_and_the_series_goes_on() -> None:
     readings = source.read_page(f"{new} 3\na 1\n".encode())
     assert by_series(readings) == {"engine.itl_s_sum": 3.0}
     assert by_raw(readings)["page_names_changed"].labels == f"example={old},gone=1,new=1"
-    both = source.read_page(f"{old} 4\n{new} 4\n".encode())  # and a name that joins takes nothing away
+    both = source.read_page(f"{old} 4\n{new} 4\na 1\n".encode())  # and a name that joins takes nothing away
     assert by_series(both) == {"engine.itl_s_sum": 4.0}
+    assert by_raw(both)["page_names_added"].labels == f"count=1,example={old}"
 
 
 def test_labels_that_change_with_every_page_do_not_grow_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
