@@ -19,6 +19,7 @@ from pinchpoint.cli_output import OUTPUT, Json, Slos, complain, print_json, prin
 from pinchpoint.cli_plan import plan_app, workloads
 from pinchpoint.cli_workload import workload_app
 from pinchpoint.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNSUPPORTED, EXIT_USAGE, PinchpointError, UsageError
+from pinchpoint.telemetryflags import NO_FLAGS, TelemetryFlags, telemetry_values
 
 app = App(
     name="pinchpoint",
@@ -105,6 +106,7 @@ def run(
     api_key_env: KeyEnv = None,
     api_key_file: KeyFile = None,
     ca_file: CaFile = None,
+    telemetry: TelemetryFlags = NO_FLAGS,
     out: Out = None,
     as_json: Json = False,
 ) -> int:
@@ -128,6 +130,7 @@ def run(
     )
     flags: dict[str, Any] = {
         **asked_of_each,
+        **telemetry_values(telemetry),
         "url": url,
         "model": model,
         "slos": slo or None,
@@ -222,6 +225,10 @@ def load(
     api_key_env: KeyEnv = None,
     api_key_file: KeyFile = None,
     ca_file: CaFile = None,
+    metrics_url: Annotated[
+        str | None, Parameter(group=_ACCESS, help="Read this page of metrics beside the load.")
+    ] = None,
+    telemetry: TelemetryFlags = NO_FLAGS,
     out: Out = None,
     as_json: Json = False,
 ) -> int:
@@ -259,6 +266,8 @@ def load(
             "api_key_env": api_key_env,
             "api_key_file": str(api_key_file) if api_key_file else None,
             "ca_file": str(ca_file) if ca_file else None,
+            "metrics_url": metrics_url,
+            **telemetry_values(telemetry),
         },
         requested=request_values(
             workload=workload,

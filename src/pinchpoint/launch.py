@@ -39,6 +39,7 @@ from pinchpoint.recorder import Recorder, new_manifest
 from pinchpoint.rundir import RunWriter
 from pinchpoint.targets.registry import make_target
 from pinchpoint.targets.target import TargetSpec
+from pinchpoint.traceids import salt_of
 from pinchpoint.workload.classes import Traffic
 from pinchpoint.workload.content import ContentWriter
 from pinchpoint.workload.tokens import TokenTable
@@ -65,6 +66,7 @@ KEY_SHAPES = re.compile(
 """Values that are keys by the look of them: the beginnings that OpenAI, Hugging Face, GitHub, Slack, AWS and JSON Web
 Tokens document, credentials with their scheme (RFC 9110, section 11.4), and 32 letters and digits in one piece, the 128
 bits in hexadecimal that keys have at least. A locale (sk-SK) and a UUID with its hyphens are none."""
+TRACEPARENT = "traceparent"
 FROM_ENVIRONMENT = "env:"
 FORBIDDEN_HEADERS = frozenset({"host", "content-length", "transfer-encoding", "connection", "accept-encoding"})
 """Headers that the engine itself must set, or the answers cannot be read."""
@@ -134,6 +136,8 @@ def _headers(plan: Plan, api_key: str | None) -> tuple[list[tuple[str, str]], li
         _check_name(plan.transport.session_header)
     for name, value in plan.transport.headers.items():
         _check_name(name)
+        if plan.telemetry.traced and name.lower() == TRACEPARENT:
+            raise UsageError(f"every request gets a {TRACEPARENT} of its own; leave the header out, or the traces")
         if value.startswith(FROM_ENVIRONMENT):
             value = _from_environment(value.removeprefix(FROM_ENVIRONMENT), f"header {name}")
             secrets.append(value)
@@ -187,9 +191,10 @@ def worker_configs(
     workers: int,
     shared_host: bool,
     warm_connections: int,
+    run_id: str = "",
 ) -> list[WorkerConfig]:
     """targets: by class_id. warm_connections: of all workers together. A worker has a core of its own unless the
-    service runs here, too."""
+    service runs here, too. run_id: what the traceparents of the requests are made of, where the plan wants them."""
     cpus = usable_cpus()
     pinned = not shared_host and 1 < workers <= len(cpus)
     habits = Habits(
@@ -199,6 +204,7 @@ def worker_configs(
         new_connections=plan.transport.new_connections,
         warm_connections=-(-warm_connections // workers),
         retries=plan.retries,
+        trace_salt=salt_of(run_id) if plan.telemetry.traced else None,
     )
     return [
         WorkerConfig(

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 
 from pinchpoint.clock import NS_PER_S, monotonic_ns
+from pinchpoint.collecting import Collecting
 from pinchpoint.errors import GuardError, PinchpointError, UsageError
 from pinchpoint.fetch import FetchError, exchange, tls_context
 from pinchpoint.launch import (
@@ -45,7 +46,7 @@ from pinchpoint.load.fleet import Fleet
 from pinchpoint.load.messages import Command
 from pinchpoint.load.rpc_models import described
 from pinchpoint.model import Limits, Progress, Stage, TargetFacts
-from pinchpoint.plan import WARM_CONNECTIONS_MAX, Plan, StageSpec
+from pinchpoint.plan import WARM_CONNECTIONS_MAX, Plan, StageSpec, TelemetrySpec
 from pinchpoint.recorder import ProgressSink, Recorder
 from pinchpoint.targets.registry import kind_of, split_url
 from pinchpoint.tokenizing import token_table
@@ -114,6 +115,8 @@ def run_load(
         access = with_key_headers(access, specs, api_key)
         table = token_table(plan, facts, traffic, access, ask=bool(facts.models))
         limits, problems = check_host(plan, traffic, workers, len(access.endpoints), force=force)
+        asked = plan.metrics_url is not None or plan.telemetry != TelemetrySpec()
+        collecting = Collecting(plan, facts, api_key, local=access.local) if asked else None
         writer = begin_run(plan, facts, out, command=command, plan_file=plan_file)
     except BaseException:  # also an interrupt: nobody else would end the load processes
         fleet.close()
@@ -141,10 +144,15 @@ def run_load(
                 workers=workers,
                 shared_host=access.local,
                 warm_connections=warm,
+                run_id=writer.manifest.run_id,
             )
         )
         load.prepare()
+        if collecting is not None:
+            collecting.start(path, writer.manifest.run_id, fleet.pids, recorder)
         fleet.await_ready()
+        if collecting is not None:
+            collecting.check()
         tell_hellos(fleet, recorder)
         connections = max(warm, users_of(plan.stages[0]))
         load.run(lead_s=LEAD_S + connections * (TLS_CONNECT_S if access.endpoints[0].tls else CONNECT_S))
@@ -157,6 +165,8 @@ def run_load(
     finally:
         fleet.close()
         tell_lost(fleet, recorder)
+        if collecting is not None:
+            collecting.finish(path, recorder)
         recorder.close()
         writer.seal(status, reason)
     return RunOutcome(path, error)

@@ -27,6 +27,12 @@ WORKERS_MAX = 256
 SEED_MAX = 2**32 - 1
 CLASSES_MAX = 64
 """Of a whole plan: more cannot be read in a report."""
+TELEMETRY_PERIOD_RANGE_S = (0.1, 60.0)
+"""Ten readings a second are for short bursts; more than a minute apart, no window holds two."""
+PROFILE_WINDOW_RANGE_S = (0.1, 60.0)
+"""Shorter than the first, a window may hold no step; a minute of a profiler's trace takes gigabytes."""
+PORT_MAX = 65_535
+CURRENCY_CHARS_MAX = 8
 TOKENS_MAX = 10_000_000
 """Longer than any context that is served; lengths are stored as 32-bit numbers."""
 
@@ -293,6 +299,74 @@ class Transport(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     session_header: str | None = None
 
 
+class PrometheusSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A Prometheus server that watches the service. Secrets are in environment variables: a bearer token, or
+    user:password."""
+
+    url: str
+    selector: str
+    """Label matchers of the service's targets, such as {namespace="llm"}."""
+    token_env: str | None = None
+    login_env: str | None = None
+
+
+class OtlpSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Where spans are received during the run, over HTTP and gRPC."""
+
+    host: str = "127.0.0.1"
+    http_port: int = 4318
+    grpc_port: int = 4317
+
+
+class TelemetrySpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What is read beside the load."""
+
+    period_s: float = 0.5
+    """Between two readings of a source."""
+    discover: bool = True
+    """Look for pages of metrics on the usual ports of the service's host."""
+    pages: tuple[str, ...] = ()
+    """Further pages of metrics: URL, or NAME=URL."""
+    hosts: tuple[str, ...] = ()
+    """Agents or node-exporters on other machines: URL, or NAME=URL."""
+    host_token_env: str | None = None
+    """Environment variable that holds the agents' token."""
+    prometheus: PrometheusSpec | None = None
+    otlp: OtlpSpec | None = None
+    spans: str | None = None
+    """File or directory of OTLP/JSON spans, read after the load."""
+    trace_requests: bool | None = None
+    """Send a traceparent with every request; None: when spans are received or read."""
+    stacks: bool = False
+    """Sample the stacks of the service's Python processes in the step that overloads it."""
+
+    @property
+    def traced(self) -> bool:
+        asked = self.trace_requests
+        return asked if asked is not None else self.otlp is not None or self.spans is not None
+
+
+class CostSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What the service costs."""
+
+    price_per_hour: float | None = None
+    """Of one accelerator; None: the list price of its type, where it is known."""
+    currency: str = "USD"
+    accelerators: int | None = None
+    """That are paid for; None: those that the telemetry shows."""
+
+
+class ProfileSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """A profile of the service, taken while it is overloaded: by the engine's own profiler, or by a command."""
+
+    window_s: float = 2.0
+    """How long is profiled; traces are huge."""
+    directory: str | None = None
+    """Where the engine writes its traces, on this host; None: a directory of the run, for engines that are told."""
+    command: str | None = None
+    """Program and arguments in place of the engine's profiler; {seconds}, {directory} and {pid} are filled in."""
+
+
 class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The question. `stages` empty = search for the capacity. Holds no secret: keys are named, never given."""
 
@@ -333,6 +407,9 @@ class Plan(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     max_in_flight: int = 5000
     """A guard: with more requests unanswered than this, the run ends so as not to bury the service."""
     metrics_url: str | None = None
+    telemetry: TelemetrySpec = TelemetrySpec()
+    cost: CostSpec = CostSpec()
+    profile: ProfileSpec | None = None
     ca_file: str | None = None
     api_key_env: str | None = None
     api_key_file: str | None = None
@@ -385,12 +462,19 @@ def read_plan(path: Path, defaults: dict[str, Any]) -> Plan:
     merged: dict[str, Any] = {**target, **raw}
     _convert(merged, _DURATIONS, parse_duration_s, where)
     _convert(merged, _RATES, parse_rate_rps, where)
+    if isinstance(telemetry := merged.get("telemetry"), dict):
+        _convert(telemetry, {"period": "period_s"}, parse_duration_s, f"{where}: telemetry")
+    if isinstance(profile := merged.get("profile"), dict):
+        _convert(profile, {"window": "window_s"}, parse_duration_s, f"{where}: profile")
     stages = merged.get("stages", [])
     if not isinstance(stages, list) or not all(isinstance(stage, dict) for stage in stages):
         raise UsageError(f"{where}: stages must be [[stages]] tables")
     for i, stage in enumerate(stages):
         _convert(stage, _STAGE_DURATIONS, parse_duration_s, f"{where}: stages[{i}]")
         _convert(stage, _STAGE_RATES, _parse_stage_rate, f"{where}: stages[{i}]")
+    for key in ("telemetry", "cost"):
+        if isinstance(merged.get(key), dict) and isinstance(defaults.get(key), dict):
+            merged[key] = {**defaults[key], **merged[key]}
     return build_plan({**{k: v for k, v in defaults.items() if v is not None}, **merged}, where)
 
 
@@ -465,6 +549,9 @@ def build_plan(values: dict[str, Any], where: str = "the command line") -> Plan:
             "the URL holds a query, which may be a key and would be stored; give the base URL alone",
         ),
         (bool(plan.api_key_env and plan.api_key_file), "give api_key_env or api_key_file, not both"),
+        *_telemetry_problems(plan.telemetry),
+        *_cost_problems(plan.cost),
+        *(_profile_problems(plan.profile) if plan.profile is not None else []),
     ]
     for i, stage in enumerate(plan.stages):
         problems += [(wrong, f"stages[{i}].{message}") for wrong, message in _stage_problems(stage)]
@@ -472,6 +559,49 @@ def build_plan(values: dict[str, Any], where: str = "the command line") -> Plan:
         if wrong:
             raise UsageError(f"{where}: {message}")
     return plan
+
+
+def _telemetry_problems(spec: TelemetrySpec) -> list[tuple[bool, str]]:
+    low_s, high_s = TELEMETRY_PERIOD_RANGE_S
+    problems = [
+        (
+            not low_s <= spec.period_s <= high_s,
+            f"telemetry.period is {spec.period_s:g} s; it must be from {low_s:g} s to {high_s:g} s",
+        )
+    ]
+    urls = [url.partition("=")[2] if "/" not in url.partition("=")[0] and "=" in url else url for url in spec.pages]
+    urls += [spec.prometheus.url] if spec.prometheus is not None else []
+    for url in urls:
+        problems.append((not url.startswith(("http://", "https://")), f"{url!r} must begin with http:// or https://"))
+        problems.append((_names_a_user(url), "a URL of telemetry holds a user or key, which would end up in logs"))
+    if spec.otlp is not None:
+        for key in ("http_port", "grpc_port"):
+            port = getattr(spec.otlp, key)
+            problems.append((not 0 <= port <= PORT_MAX, f"telemetry.otlp.{key} is {port}; it must be 0 to {PORT_MAX}"))
+    return problems
+
+
+def _profile_problems(spec: ProfileSpec) -> list[tuple[bool, str]]:
+    low_s, high_s = PROFILE_WINDOW_RANGE_S
+    return [
+        (
+            not low_s <= spec.window_s <= high_s,
+            f"profile.window is {spec.window_s:g} s; it must be from {low_s:g} s to {high_s:g} s",
+        ),
+        (spec.command is not None and not spec.command.strip(), "profile.command is empty; name a program"),
+    ]
+
+
+def _cost_problems(spec: CostSpec) -> list[tuple[bool, str]]:
+    price, count, currency = spec.price_per_hour, spec.accelerators, spec.currency
+    return [
+        (price is not None and not 0 < price < math.inf, f"cost.price_per_hour is {price}; it must be above 0"),
+        (count is not None and count < 1, f"cost.accelerators is {count}; it must be at least 1"),
+        (
+            not currency.isprintable() or not 1 <= len(currency) <= CURRENCY_CHARS_MAX,
+            f"cost.currency is {currency!r}; it must be a word of at most {CURRENCY_CHARS_MAX} characters",
+        ),
+    ]
 
 
 def _stage_problems(stage: StageSpec) -> list[tuple[bool, str]]:

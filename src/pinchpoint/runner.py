@@ -10,6 +10,7 @@ from pathlib import Path
 import msgspec
 
 from pinchpoint.clock import monotonic_ns
+from pinchpoint.collecting import Collecting
 from pinchpoint.errors import PinchpointError, TargetError, UsageError
 from pinchpoint.launch import (
     DEFAULT_MODEL,
@@ -37,8 +38,6 @@ from pinchpoint.probe import probe
 from pinchpoint.recorder import ProgressSink, Recorder
 from pinchpoint.schedule import Schedule, Slots
 from pinchpoint.search import Baseline, Search
-from pinchpoint.telemetry.config import CollectorConfig
-from pinchpoint.telemetry.handle import start_collector
 from pinchpoint.tokenizing import token_table
 from pinchpoint.workload.classes import cuts, resolve, slos_of, workload_title
 from pinchpoint.workload.schedule import Scheduler, check_stages
@@ -130,6 +129,7 @@ def run_live(
     table = token_table(plan, facts, traffic, access)
     shared_host = bool(facts.server_pids) or access.local
     workers = worker_count(plan, shared_host=shared_host)
+    collecting = Collecting(plan, facts, api_key, local=shared_host)
     limits, problems = check_host(plan, traffic, workers, len(access.endpoints), force=force)
     writer = begin_run(plan, facts, out, command=command, plan_file=plan_file)
     path = writer.path
@@ -149,25 +149,17 @@ def run_live(
         workers=workers,
         shared_host=shared_host,
         warm_connections=plan.transport.warm_connections or 0,
+        run_id=writer.manifest.run_id,
     )
     error: PinchpointError | None = None
     status, reason = "complete", None
-    fleet = collector = search = None
+    fleet = search = None
     try:
         fleet = Fleet(workers)
         fleet.configure(configs)
-        collector = start_collector(
-            CollectorConfig(
-                out_dir=str(path.resolve()),
-                metrics_url=facts.metrics_url,
-                server_pids=facts.server_pids,
-                client_pids=tuple(fleet.pids),
-                null_request_url=_join(facts.url, facts.health_path),
-                ca_file=plan.ca_file,
-            ),
-            api_key,
-        )
+        collecting.start(path, writer.manifest.run_id, fleet.pids, recorder)
         fleet.await_ready()
+        collecting.check()
         tell_hellos(fleet, recorder)
         driver = LiveDriver(fleet, table)
         search = Search(driver, recorder, Scheduler.of(plan, traffic), plan, slos)
@@ -183,17 +175,10 @@ def run_live(
         if fleet is not None:
             fleet.close()
             tell_lost(fleet, recorder)
-        if collector is not None:
-            code = collector.stop()
-            if complaint := collector.complaint():
-                recorder.on_event("collector", exit_code=code, message=complaint)
+        collecting.finish(path, recorder)
         recorder.close()
         writer.seal(status, reason)
     return RunOutcome(path, error)
-
-
-def _join(url: str, path: str | None) -> str | None:
-    return None if path is None else url.rstrip("/") + path
 
 
 def _probing() -> Progress:

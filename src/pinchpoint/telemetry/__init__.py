@@ -3,7 +3,7 @@
 `start_collector` is the whole interface for callers; the rest of the package runs inside that process.
 """
 
-from pinchpoint.telemetry.config import CollectorConfig
+from pinchpoint.telemetry.config import CollectorConfig, PageAt
 from pinchpoint.telemetry.handle import CollectorHandle, start_collector
 
-__all__ = ["CollectorConfig", "CollectorHandle", "start_collector"]
+__all__ = ["CollectorConfig", "CollectorHandle", "PageAt", "start_collector"]

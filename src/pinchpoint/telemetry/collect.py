@@ -26,10 +26,15 @@ from pinchpoint.fetch import tls_context
 from pinchpoint.model import SAMPLE_COLUMNS
 from pinchpoint.rundir import PartWriter
 from pinchpoint.telemetry.config import CollectorConfig, Reading, Source
-from pinchpoint.telemetry.engine_page import EnginePage
 from pinchpoint.telemetry.host import Host
 from pinchpoint.telemetry.null_request import NULL_PERIOD_S, NullRequest
+from pinchpoint.telemetry.nvml import find_nvml
+from pinchpoint.telemetry.otlp import OtlpReceiver, listen
+from pinchpoint.telemetry.page import Page
 from pinchpoint.telemetry.process import Client, Server
+from pinchpoint.telemetry.remote_host import RemoteHost, parse_remote_host
+from pinchpoint.telemetry.smi import find_smi
+from pinchpoint.traceids import salt_of
 
 NS_PER_US = 1_000
 MAX_LATE_US = 2**31 - 1
@@ -81,28 +86,48 @@ def collect_source(source: Source, writer: PartWriter, stop: threading.Event, pe
     writer.close()
 
 
-def sources(config: CollectorConfig, api_key: str | None) -> list[tuple[Source, float]]:
-    """What the configuration asks for, each with its period."""
-    tls = tls_context(config.ca_file)
-    chosen: list[tuple[Source, float]] = [(Host(), config.period_s)]
-    if config.metrics_url is not None:
-        chosen.append((EnginePage(config.metrics_url, load_catalog(), api_key, tls), config.period_s))
+def sources(config: CollectorConfig, api_key: str | None, tell: Callable[[str], None]) -> list[tuple[Source, float]]:
+    """What the configuration asks for, each with its period. `tell` gets a sentence for what should be read and cannot
+    be."""
+    tls, catalog, period_s = tls_context(config.ca_file), load_catalog(), config.period_s
+    chosen: list[Source] = [Host()]
+    for page in config.pages:
+        key = api_key if page.keyed else None
+        chosen.append(Page(page.url, page.name, catalog, api_key=key, tls=tls, host=page.host))
+    token = os.environ.get(config.host_token_env) if config.host_token_env else None
+    chosen += [RemoteHost(parse_remote_host(each), catalog, token, tls) for each in config.hosts]
     if config.server_pids:
-        chosen.append((Server(config.server_pids), config.period_s))
+        chosen.append(Server(config.server_pids))
     if config.client_pids:
-        chosen.append((Client(config.client_pids), config.period_s))
-    if config.null_request_url is not None:
-        chosen.append((NullRequest(config.null_request_url, api_key, tls), NULL_PERIOD_S))
-    return chosen
+        chosen.append(Client(config.client_pids))
+    if config.accelerators:
+        nvml = find_nvml(tell)
+        chosen += [nvml] if nvml is not None else []
+        chosen += find_smi(covered=("nvidia",) if nvml is not None else ())
+    if config.otlp is not None:
+        at = config.otlp
+        salt = salt_of(at.run_id) if at.run_id is not None else None
+        part = Path(config.out_dir) / "parts" / "spans-otlp.arrows"
+        receiver = listen(part, salt, host=at.host, http_port=at.http_port, grpc_port=at.grpc_port)
+        for note in receiver.notes:
+            tell(note)
+        chosen.append(receiver)
+    timed = [(source, period_s) for source in chosen]
+    if config.null_request_urls:
+        timed.append((NullRequest(config.null_request_urls, api_key, tls), NULL_PERIOD_S))
+    return timed
 
 
 class _Collector:
     def __init__(self, config: CollectorConfig, api_key: str | None) -> None:
         self.stop = threading.Event()
         self.problems: list[str] = []
+        self.notes: list[str] = []
+        """What cannot be read and should, in words."""
         self._threads: list[threading.Thread] = []
         parts = Path(config.out_dir) / "parts"
-        for source, period_s in sources(config, api_key):
+        self._sources = sources(config, api_key, self.notes.append)
+        for source, period_s in self._sources:
             try:
                 writer = PartWriter(parts / f"telemetry-{source.name}.arrows", SAMPLE_COLUMNS)
             except OSError as error:
@@ -128,6 +153,9 @@ class _Collector:
         self.stop.set()
         for thread in self._threads:
             thread.join(JOIN_TIMEOUT_S)
+        for source, _ in self._sources:
+            if isinstance(source, OtlpReceiver):
+                source.close()
         return not any(thread.is_alive() for thread in self._threads)
 
 
@@ -170,7 +198,7 @@ def main() -> int:
     collector.start()
     _watch(config, stop)
     finished = collector.finish()
-    for problem in collector.problems:
+    for problem in collector.notes + collector.problems:
         print(problem, file=sys.stderr)
     code = EXIT_WRITE_FAILED if collector.problems else EXIT_OK
     if not finished:  # a daemon thread in a socket call; an ordinary exit could wait for its file's lock

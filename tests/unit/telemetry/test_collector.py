@@ -20,7 +20,7 @@ from pinchpoint.catalog import load_catalog
 from pinchpoint.errors import EXIT_USAGE, UnsupportedMeasurementError
 from pinchpoint.model import SAMPLE_COLUMNS
 from pinchpoint.rundir import arrow_schema
-from pinchpoint.telemetry import CollectorConfig, CollectorHandle, handle, start_collector
+from pinchpoint.telemetry import CollectorConfig, CollectorHandle, PageAt, handle, start_collector
 from pinchpoint.telemetry.collect import Pacer
 
 PAGE = (Path(__file__).parents[2] / "data" / "metrics" / "vllm_v1.prom").read_bytes()
@@ -103,8 +103,8 @@ def test_lateness_is_actual_minus_planned_and_fits_its_column() -> None:
 def test_all_sources_write_their_own_part_and_stop_cleanly(service: FakeService, tmp_path: Path, collector) -> None:
     service.respond = lambda h: answer(h, 200, PAGE if h.path == "/metrics" else b"ok")
     running = collector(
-        metrics_url=service.url + "/metrics",
-        null_request_url=service.url + "/health",
+        pages=(PageAt("engine", service.url + "/metrics"),),
+        null_request_urls=(service.url + "/health",),
         server_pids=(os.getpid(),),
         client_pids=(os.getpid(),),
     )
@@ -127,7 +127,7 @@ def test_all_sources_write_their_own_part_and_stop_cleanly(service: FakeService,
 def test_a_hanging_metrics_page_delays_nobody(service: FakeService, tmp_path: Path, collector) -> None:
     release = threading.Event()
     service.respond = lambda h: release.wait(PATIENCE_S)
-    running = collector(metrics_url=service.url)
+    running = collector(pages=(PageAt("engine", service.url),))
     started(tmp_path, "host", readings=10)
     assert read_part(tmp_path, "engine") == []
     assert running.stop() == 0  # although the engine source still hangs
@@ -165,7 +165,7 @@ def test_the_stop_file_ends_it(tmp_path: Path, collector) -> None:
 
 PARENT = """
 import sys, time
-from pinchpoint.telemetry import CollectorConfig, start_collector
+from pinchpoint.telemetry import CollectorConfig, PageAt, start_collector
 print(start_collector(CollectorConfig(sys.argv[1], period_s=0.05)).pid, flush=True)
 time.sleep(60)
 """
@@ -193,7 +193,7 @@ def test_the_key_reaches_the_service_and_neither_arguments_nor_files(
     service: FakeService, tmp_path: Path, collector
 ) -> None:
     service.respond = lambda h: answer(h, 200, PAGE)
-    running = collector(api_key="sk-very-secret", metrics_url=service.url)
+    running = collector(api_key="sk-very-secret", pages=(PageAt("engine", service.url, keyed=True),))
     started(tmp_path, "engine", readings=1)
     assert service.requests[0][1]["Authorization"] == "Bearer sk-very-secret"
     assert b"sk-very-secret" not in Path(f"/proc/{running.pid}/cmdline").read_bytes()
@@ -233,12 +233,14 @@ def test_a_collector_that_cannot_start_is_reported(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_configuration_survives_its_way_to_the_process() -> None:
-    config = CollectorConfig("out", metrics_url="http://x/metrics", server_pids=(1, 2), headers_env="NAME")
+    config = CollectorConfig(
+        "out", pages=(PageAt("engine", "http://x/metrics"),), server_pids=(1, 2), headers_env="NAME"
+    )
     assert msgspec.json.decode(msgspec.json.encode(config), type=CollectorConfig) == config
 
 
 def test_a_ca_file_that_is_none_ends_the_collector_with_a_sentence(collector, tmp_path: Path) -> None:
-    handle = collector(ca_file=str(tmp_path / "missing.pem"), metrics_url="https://127.0.0.1:1/metrics")
+    handle = collector(ca_file=str(tmp_path / "missing.pem"), pages=(PageAt("engine", "https://127.0.0.1:1/metrics"),))
     wait_until(lambda: not handle.alive(), "the collector has ended")
     assert handle.stop() == EXIT_USAGE
     assert "missing.pem" in (handle.complaint() or "")

@@ -1,0 +1,164 @@
+"""What is read beside a load: which sources a plan and a service have, begun before the load and ended after it.
+
+Whatever is wrong with what the plan asks for is told before the run begins. What a source does later costs only its own
+readings.
+"""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from pinchpoint.catalog import load_catalog
+from pinchpoint.clock import monotonic_ns
+from pinchpoint.errors import PinchpointError, UnsupportedMeasurementError, UsageError
+from pinchpoint.fetch import tls_context
+from pinchpoint.model import TargetFacts
+from pinchpoint.plan import Plan
+from pinchpoint.recorder import Recorder
+from pinchpoint.telemetry import prometheus_server
+from pinchpoint.telemetry.config import CollectorConfig, OtlpAt, PageAt
+from pinchpoint.telemetry.discovery import discover
+from pinchpoint.telemetry.handle import CollectorHandle, start_collector
+from pinchpoint.telemetry.otlp import EXPORT_DELAY_S
+from pinchpoint.telemetry.prometheus_api import PrometheusServer, auth_headers
+from pinchpoint.telemetry.remote_host import parse_remote_host
+
+EXPORT_MARGIN_S = 1.0
+"""Spans come so much later than their sender's delay."""
+MODELS_PATH = "/v1/models"
+
+
+class Collecting:
+    """The sources of one run. `start` once the load processes are there, `finish` whatever happened.
+
+    Raises UsageError for what the plan asks for and cannot be had: pages that are none, a Prometheus server that does
+    not answer, an empty variable of a token.
+    """
+
+    def __init__(self, plan: Plan, facts: TargetFacts, api_key: str | None, *, local: bool) -> None:
+        """local: the service runs on this host."""
+        spec = plan.telemetry
+        self._plan, self._facts, self._api_key, self._local = plan, facts, api_key, local
+        self._tls = tls_context(plan.ca_file)
+        self._pages = self._find_pages()
+        self._hosts = tuple(text for text in spec.hosts if parse_remote_host(text))
+        if spec.host_token_env is not None and not os.environ.get(spec.host_token_env, "").strip():
+            raise UsageError(f"the environment variable {spec.host_token_env} is empty; put the agents' token into it")
+        self._prometheus: PrometheusServer | None = None
+        self.notes: list[str] = []
+        """What there is to say before the load begins."""
+        if spec.prometheus is not None:
+            asked = spec.prometheus
+            self._prometheus = PrometheusServer(
+                asked.url,
+                asked.selector,
+                load_catalog(),
+                headers=auth_headers(asked.token_env, asked.login_env),
+                tls=self._tls if asked.url.startswith("https://") else None,
+            )
+            self._prometheus.check()
+        if spec.otlp is not None:
+            self.notes.append(
+                f"spans are received at http://{spec.otlp.host}:{spec.otlp.http_port} (HTTP) and "
+                f"{spec.otlp.host}:{spec.otlp.grpc_port} (gRPC)"
+            )
+        self._collector: CollectorHandle | None = None
+        self._begun_ns = 0
+
+    def _find_pages(self) -> tuple[PageAt, ...]:
+        """The engine's page first. Pages that are found are told apart from those of the plan by their URLs only."""
+        spec, facts = self._plan.telemetry, self._facts
+        machine = None if self._local else urlsplit(facts.url).hostname
+        pages = [PageAt("engine", facts.metrics_url, keyed=True)] if facts.metrics_url is not None else []
+        for place, text in enumerate(spec.pages):
+            name, equals, url = text.partition("=")
+            if not equals or "/" in name:
+                name, url = f"page-{place + 1}", text
+            pages.append(PageAt(name, url))
+        if spec.discover and urlsplit(facts.url).scheme in ("http", "https"):
+            known = {page.url.rstrip("/") for page in pages}
+            found = discover(facts.url, load_catalog(), api_key=self._api_key, tls=self._tls, host=machine)
+            for one in found.pages:
+                keyed = _origin(one.page.url) == _origin(facts.url)
+                taken = keyed and facts.metrics_url is not None
+                if not taken and one.page.url.rstrip("/") not in known:
+                    pages.append(PageAt(one.page.name, one.page.url, keyed=keyed, host=machine))
+        return _with_own_names(pages)
+
+    def start(self, run_path: Path, run_id: str, client_pids: Sequence[int], recorder: Recorder) -> None:
+        """Raises UnsupportedMeasurementError when the collector cannot begin."""
+        spec, facts = self._plan.telemetry, self._facts
+        otlp = spec.otlp
+        for note in self.notes:
+            recorder.on_event("telemetry", message=note)
+        for page in self._pages:
+            recorder.on_event("telemetry", message=f"page {page.name} at {page.url}")
+        self._begun_ns = monotonic_ns()
+        self._collector = start_collector(
+            CollectorConfig(
+                out_dir=str(run_path.resolve()),
+                pages=self._pages,
+                hosts=self._hosts,
+                host_token_env=spec.host_token_env,
+                otlp=OtlpAt(otlp.host, otlp.http_port, otlp.grpc_port, run_id if spec.traced else None)
+                if otlp is not None
+                else None,
+                accelerators=self._local,
+                server_pids=facts.server_pids,
+                client_pids=tuple(client_pids),
+                null_request_urls=_null_requests(facts),
+                period_s=spec.period_s,
+                ca_file=self._plan.ca_file,
+            ),
+            self._api_key,
+        )
+
+    def check(self) -> None:
+        """Raises UnsupportedMeasurementError when the collector has ended by itself, as when a port is taken."""
+        if self._collector is not None and not self._collector.alive():
+            why = self._collector.complaint() or "it said nothing"
+            raise UnsupportedMeasurementError(f"the telemetry collector ended before the load began: {why}")
+
+    def finish(self, run_path: Path, recorder: Recorder) -> None:
+        """Ends the collector and reads what others have stored. What goes wrong becomes an event."""
+        if self._collector is None:
+            return
+        if self._plan.telemetry.otlp is not None and self._collector.alive():
+            time.sleep(EXPORT_DELAY_S + EXPORT_MARGIN_S)
+        code = self._collector.stop()
+        if complaint := self._collector.complaint():
+            recorder.on_event("collector", exit_code=code, message=complaint)
+        self._collector = None
+        if self._prometheus is not None:
+            try:
+                notes = prometheus_server.collect(self._prometheus, run_path, self._begun_ns, monotonic_ns())
+            except (OSError, PinchpointError) as error:
+                notes = (f"nothing came from the Prometheus server: {error}",)
+            for note in notes:
+                recorder.on_event("prometheus", message=note)
+
+
+def _null_requests(facts: TargetFacts) -> tuple[str, ...]:
+    base = facts.url.rstrip("/")
+    paths = [facts.health_path] if facts.health_path is not None else []
+    if facts.models and facts.health_path != MODELS_PATH:
+        paths.append(MODELS_PATH)
+    return tuple(base.removesuffix("/v1") + path if path == MODELS_PATH else base + path for path in paths)
+
+
+def _with_own_names(pages: Sequence[PageAt]) -> tuple[PageAt, ...]:
+    """Each source writes a file by its name."""
+    taken: dict[str, int] = {}
+    named = []
+    for page in pages:
+        taken[page.name] = count = taken.get(page.name, 0) + 1
+        name = page.name if count == 1 else f"{page.name}-{count}"
+        named.append(PageAt(name, page.url, page.keyed, page.host))
+    return tuple(named)
+
+
+def _origin(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc}"
