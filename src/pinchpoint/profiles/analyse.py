@@ -7,8 +7,8 @@ import msgspec
 import numpy as np
 
 from pinchpoint.errors import UsageError
-from pinchpoint.profiles import analysis, kineto
-from pinchpoint.profiles.model import AcrossRanks, Analysis, Format, Problem, ProfileFile, RankAnalysis
+from pinchpoint.profiles import analysis, database, dlprof, kineto, nsys, rocprof, tables
+from pinchpoint.profiles.model import AcrossRanks, Analysis, Problem, ProfileFile, RankAnalysis
 from pinchpoint.profiles.source import Limits, Source
 from pinchpoint.profiles.trace import Reading
 
@@ -19,9 +19,21 @@ KNOWN = (
     "of nsys stats, DLProf's database and CSV, rocprofv3's JSON and rocprof's CSV"
 )
 Reader = Callable[[Path, Limits, int], Reading]
-READERS: tuple[tuple[Format, Callable[[bytes], bool], Reader], ...] = (
-    ("kineto", kineto.looks_like_kineto, kineto.read),
+
+
+def _read_database(path: Path, limits: Limits, file: int) -> Reading:
+    with database.opened(path, limits) as (opened, _):
+        ours = dlprof.is_dlprof(opened)
+    return dlprof.read(path, limits, file) if ours else nsys.read(path, limits, file)
+
+
+READERS: tuple[tuple[Callable[[bytes], bool], Reader], ...] = (
+    (database.looks_like_sqlite, _read_database),
+    (rocprof.looks_like_rocprof, rocprof.read),
+    (kineto.looks_like_kineto, kineto.read),
+    (tables.looks_like_table, tables.read),
 )
+"""In the order of trying."""
 
 
 def analyse(paths: Sequence[Path], limits: Limits | None = None) -> Analysis:
@@ -37,11 +49,10 @@ def analyse(paths: Sequence[Path], limits: Limits | None = None) -> Analysis:
     ranks: list[RankAnalysis] = []
     problems: list[Problem] = []
     for number, path in enumerate(paths):
-        form, reader = _reader_of(path, limits)
-        reading = reader(path, limits, number)
+        reading = _reader_of(path, limits)(path, limits, number)
         files.append(
             ProfileFile(
-                path=str(path), format=form, bytes_read=reading.bytes_read, events_read=reading.events_read,
+                path=str(path), format=reading.format, bytes_read=reading.bytes_read, events_read=reading.events_read,
                 complete=not reading.problems,
             )
         )  # fmt: skip
@@ -58,13 +69,13 @@ def analyse(paths: Sequence[Path], limits: Limits | None = None) -> Analysis:
     )  # fmt: skip
 
 
-def _reader_of(path: Path, limits: Limits) -> tuple[Format, Reader]:
+def _reader_of(path: Path, limits: Limits) -> Reader:
     if path.is_dir():
         raise UsageError(f"{path} is a directory; name the profiles in it")
     head = Source(path, limits).head(HEAD_BYTES)
-    for form, test, reader in READERS:
+    for test, reader in READERS:
         if test(head):
-            return form, reader
+            return reader
     raise UsageError(f"{path} is no profile of a known format; known are {KNOWN}")
 
 

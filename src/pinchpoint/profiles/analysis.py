@@ -139,7 +139,7 @@ def _of_device(
         steps_left_out=max(0, len(described) - limits.steps),
         steps_from=steps.told_by,
         step_summary=_summarise(described),
-        matrix_units=_matrix_units(kernels),
+        matrix_units=_matrix_units(kernels, "dlprof" if trace.matrix_units else "names"),
         roofline=roofline.rows(trace, gpu, device, limits.roofline_rows),
         host=host,
         overview=picture.overview(
@@ -258,13 +258,18 @@ def _kernels(trace: Trace, gpu: Gpu, categories: NDArray[np.int32]) -> tuple[Ker
                 name=name, category=category, calls=len(mine), total_s=total / NS_PER_S, share=total / overall,
                 mean_s=total / len(mine) / NS_PER_S, p99_s=float(np.percentile(mine, 99)) / NS_PER_S,
                 min_s=int(mine[0]) / NS_PER_S, max_s=int(mine[-1]) / NS_PER_S,
-                matrix_unit=uses_matrix_unit(name) if category in MATRIX_CATEGORIES else None,
+                matrix_unit=_matrix_unit(trace, key >> 16) if category in MATRIX_CATEGORIES else None,
             )
         )  # fmt: skip
     return tuple(sorted(rows, key=lambda row: -row.total_s))
 
 
-def _matrix_units(kernels: Sequence[KernelTime]) -> MatrixUnits | None:
+def _matrix_unit(trace: Trace, name: int) -> bool | None:
+    told = trace.matrix_units.get(name)
+    return uses_matrix_unit(trace.names[name]) if told is None else told
+
+
+def _matrix_units(kernels: Sequence[KernelTime], source: Literal["names", "dlprof"]) -> MatrixUnits | None:
     mine = [row for row in kernels if row.category in MATRIX_CATEGORIES]
     if not mine:
         return None
@@ -273,7 +278,7 @@ def _matrix_units(kernels: Sequence[KernelTime]) -> MatrixUnits | None:
     )
     told = used + unused
     return MatrixUnits(
-        used_s=used, unused_s=unused, unknown_s=unknown, used_share=used / told if told else None, source="names"
+        used_s=used, unused_s=unused, unknown_s=unknown, used_share=used / told if told else None, source=source
     )
 
 
@@ -413,6 +418,7 @@ def of_summary(summary: Summary, limits: Limits) -> RankAnalysis:
         seconds, calls = by_category.get(row.category, (0.0, 0))
         by_category[row.category] = (seconds + row.total_s, calls + row.calls)
     kernel_total = sum(row.total_s for row in summary.gpu if row.kind == KERNEL)
+    told_by = "dlprof" if summary.format.startswith("dlprof") else "names"
     calls = sorted(summary.calls, key=lambda row: -row.total_s)
     return RankAnalysis(
         label="all GPUs" if summary.device is None else f"GPU {summary.device.index}",
@@ -427,7 +433,7 @@ def of_summary(summary: Summary, limits: Limits) -> RankAnalysis:
             for category, (seconds, count) in sorted(by_category.items(), key=lambda row: -row[1][0])
         ),
         unclassified_share=by_category.get(OTHER, (0.0, 0))[0] / kernel_total if kernel_total else None,
-        kernels=tuple(rows[: limits.kernels]), kernel_names=len(rows), matrix_units=_matrix_units(rows),
+        kernels=tuple(rows[: limits.kernels]), kernel_names=len(rows), matrix_units=_matrix_units(rows, told_by),
         host=None if not calls else HostTime(
             span_s=0.0, ops_busy_s=sum(row.total_s for row in calls), threads=0,
             ops=tuple(

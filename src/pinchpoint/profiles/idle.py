@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from pinchpoint.profiles.intervals import Cover, length_within, union
 from pinchpoint.profiles.model import Gap, IdleClass, IdleKind
-from pinchpoint.profiles.stepping import NO_STEP, Steps, launch_rows
+from pinchpoint.profiles.stepping import NO_STEP, Steps, at, launch_rows
 from pinchpoint.profiles.trace import Gpu, Host, Trace
 
 NS_PER_S = 1e9
@@ -71,7 +71,7 @@ def find(trace: Trace, gpu: Gpu, busy: Cover, steps: Steps) -> Gaps:
     before = last_to_end[np.maximum(after - 1, 0)]
     rows = launch_rows(trace.calls, gpu.link)[after]
     linked = rows >= 0
-    returned = trace.calls.end[np.maximum(rows, 0)]
+    returned = at(trace.calls.end, rows)
     late = linked & (returned > starts)  # also a launch that was being made when the GPU ran dry
     same_graph = linked & (gpu.link[after] == gpu.link[before])
     step_before, step_after = steps.of_gpu[before], steps.of_gpu[after]

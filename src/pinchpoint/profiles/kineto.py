@@ -114,7 +114,7 @@ def read(path: Path, limits: Limits, file: int) -> Reading:
                     events_lost=events.incomplete)  # fmt: skip
     trace = events.trace(file)
     _around(trace, reader.head, reader.tail, path)
-    return Reading([trace], [], source.bytes_read, events.count, source.problems)
+    return Reading("kineto", [trace], [], source.bytes_read, events.count, source.problems)
 
 
 def _first_event(text: bytes) -> int | None:

@@ -7,8 +7,8 @@ from numpy.typing import NDArray
 
 from pinchpoint.profiles.intervals import union
 from pinchpoint.profiles.model import LaunchOverhead, Percentiles
-from pinchpoint.profiles.stepping import GRAPH_LAUNCH, launch_rows
-from pinchpoint.profiles.trace import KERNEL, NO_LINK, Gpu, Trace
+from pinchpoint.profiles.stepping import GRAPH_LAUNCH, at, launch_rows
+from pinchpoint.profiles.trace import KERNEL, Gpu, Trace
 
 NS_PER_S = 1e9
 SLOW_CALL_NS = 50_000
@@ -35,10 +35,13 @@ def overhead(trace: Trace, gpu: Gpu, span_ns: int) -> LaunchOverhead | None:
     launching = [number for number in np.unique(calls.name).tolist() if _LAUNCH.search(trace.names[number])]
     rows = launch_rows(calls, gpu.link)
     elsewhere = np.zeros(len(calls.start), bool)
-    elsewhere[launch_rows(calls, trace.gpu.link[trace.gpu.link != NO_LINK])] = True
+    all_rows = launch_rows(calls, trace.gpu.link)
+    elsewhere[all_rows[all_rows >= 0]] = True
     mine = np.zeros(len(calls.start), bool)
     mine[rows[rows >= 0]] = True
-    launches = np.isin(calls.name, launching) & (mine | ~elsewhere)
+    # A launch whose work is not in the file belongs to the device that its thread works for.
+    own_thread = np.isin(calls.thread, np.unique(calls.thread[mine]))
+    launches = np.isin(calls.name, launching) & (mine | (own_thread & ~elsewhere))
     if not launches.any():
         return None
     durations = calls.end[launches] - calls.start[launches]
@@ -68,7 +71,7 @@ def overhead(trace: Trace, gpu: Gpu, span_ns: int) -> LaunchOverhead | None:
         host_busy_share=min(1.0, busiest / span_ns) if span_ns else 0.0,
         slow_calls=int((durations > SLOW_CALL_NS).sum()),
         graph_launches=int((launches & by_graph).sum()),
-        kernels_in_graphs=int((kernels & (gpu.graph | ((rows >= 0) & by_graph[np.maximum(rows, 0)]))).sum()),
+        kernels_in_graphs=int((kernels & (gpu.graph | at(by_graph, rows))).sum()),
         short_kernels=int((kernels & (gpu.end - gpu.start < median)).sum()),
         synchronisations=int(waits.sum()),
         synchronisation_s=union(calls.start[waits], calls.end[waits]).total_ns / NS_PER_S,

@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from pinchpoint.profiles.intervals import latest_started, union
 from pinchpoint.profiles.model import LayerTime
-from pinchpoint.profiles.stepping import launch_rows
+from pinchpoint.profiles.stepping import at, launch_rows
 from pinchpoint.profiles.trace import Gpu, Host, Trace
 
 NS_PER_S = 1e9
@@ -56,35 +56,35 @@ def assign(trace: Trace, gpu: Gpu) -> NDArray[np.int8] | None:
         if all(kind is None for kind in kinds.values()):
             continue
         any_layer = True
-        _assign_from(host, kinds, trace, rows, linked, found)
+        _assign_from(host, kinds, trace, rows, linked, found, others=host is trace.modules)
     return found if any_layer else None
 
 
 def _assign_from(
     host: Host, kinds: dict[int, int | None], trace: Trace, rows: NDArray[np.int64], linked: NDArray[np.bool_],
-    found: NDArray[np.int8],
+    found: NDArray[np.int8], *, others: bool,
 ) -> None:  # fmt: skip
-    """kinds: of each number of a name. Weakest first: anything enclosed is other, then norms, embedding and head, then
-    the three kinds of blocks."""
+    """kinds: of each number of a name. others: whether what is enclosed by a range of no layer is "other". The weakest
+    come first: others, then norms, embedding and head, then the three kinds of blocks."""
     by_name = np.full(len(trace.names), NO_LAYER, np.int8)
     for number, kind in kinds.items():
         by_name[number] = NO_LAYER if kind is None else kind
     strong = {LAYERS.index(layer) for layer in ("attention", "ffn", "moe")}
     weak = {LAYERS.index(layer) for layer in ("norm", "embedding", "head")}
-    for wanted in (None, weak, strong):
+    for wanted in (None, weak, strong) if others else (weak, strong):
         names = [number for number, kind in kinds.items() if (wanted is None or (kind is not None and kind in wanted))]
         of_layer = np.isin(host.name, names)
         for thread in np.unique(host.thread[of_layer]).tolist():
             mine = np.flatnonzero(of_layer & (host.thread == thread))
-            asked = np.flatnonzero(linked & (trace.calls.thread[np.maximum(rows, 0)] == thread))
+            asked = np.flatnonzero(linked & (at(trace.calls.thread, rows) == thread))
             if not len(asked):
                 continue
-            at = latest_started(host.start[mine], host.end[mine], trace.calls.start[rows[asked]])
-            hit = asked[at >= 0]
+            within = latest_started(host.start[mine], host.end[mine], trace.calls.start[rows[asked]])
+            hit = asked[within >= 0]
             if wanted is None:
                 found[hit] = np.where(found[hit] == NO_LAYER, OTHER, found[hit])
             else:
-                found[hit] = by_name[host.name[mine[at[at >= 0]]]]
+                found[hit] = by_name[host.name[mine[within[within >= 0]]]]
 
 
 def times(gpu: Gpu, layers: NDArray[np.int8], busy_ns: int, calls: NDArray[np.int64]) -> tuple[LayerTime, ...]:

@@ -168,17 +168,23 @@ def launch_rows(calls: Host, links: NDArray[np.int64]) -> NDArray[np.int64]:
     if len(known) == 0:
         return np.full(len(links), -1, np.int64)
     by_link = known[np.argsort(calls.link[known], kind="stable")]
-    at = np.searchsorted(calls.link[by_link], links)
-    at = np.minimum(at, len(by_link) - 1)
-    found = by_link[at]
+    place = np.minimum(np.searchsorted(calls.link[by_link], links), len(by_link) - 1)
+    found = by_link[place]
     return np.where((links != NO_LINK) & (calls.link[found] == links), found, -1)
+
+
+def at(column: NDArray, rows: NDArray[np.int64]) -> NDArray:
+    """The column at each row, 0 where the row is -1."""
+    if not len(column):
+        return np.zeros(len(rows), column.dtype)
+    return np.where(rows >= 0, column[np.maximum(rows, 0)], column.dtype.type(0))
 
 
 def _owners(trace: Trace, gpu: Gpu, steps: Steps) -> NDArray[np.int32]:
     """By the begin of the launch; by the begin of the work where the file does not link it and no launch is known."""
     rows = launch_rows(trace.calls, gpu.link)
     linked = rows >= 0
-    instants = np.where(linked, trace.calls.start[np.maximum(rows, 0)], 0)
+    instants = at(trace.calls.start, rows)
     if not linked.any():
         # A trace without the runtime's calls: the ranges may be of the GPU's own line.
         instants, linked = gpu.start, np.ones(len(gpu.start), bool)
@@ -205,7 +211,7 @@ def _by_graphs(trace: Trace, gpu: Gpu) -> Steps | None:
     launches = launches[np.argsort(trace.calls.start[launches])]
     place = np.full(len(trace.calls.start), NO_STEP, np.int32)
     place[launches] = np.arange(len(launches), dtype=np.int32)
-    owners = np.where(rows >= 0, place[np.maximum(rows, 0)], NO_STEP).astype(np.int32)
+    owners = np.where(rows >= 0, at(place, rows), NO_STEP).astype(np.int32)
     counts = np.bincount(owners[owners >= 0], minlength=len(launches))
     if np.median(counts) < KERNELS_OF_A_WHOLE_STEP:
         return None  # piecewise graphs: several of them make one step

@@ -109,6 +109,8 @@ class Trace:
     world_size: int | None = None
     clock_zero_unix_ns: int | None = None
     """What instant 0 of the clock is on the wall clock, if the file says."""
+    matrix_units: dict[int, bool] = field(default_factory=dict)
+    """Per number of a name whether it uses tensor cores, where the file itself says so."""
     notes: list[str] = field(default_factory=list)
 
 
@@ -206,6 +208,7 @@ class Summary:
 class Reading:
     """What a reader made of one file."""
 
+    format: Format
     traces: list[Trace]
     summaries: list[Summary]
     bytes_read: int
