@@ -64,6 +64,9 @@ def centre(browser: Browser, chart: int) -> tuple[float, float, float]:
 @pytest.mark.parametrize("width", [1440, 400])
 def test_every_chart_is_drawn_and_nothing_overflows(browser: Browser, report: Path, width: int, dark: bool) -> None:
     browser.open(report, width=width, dark=dark)
+    browser.evaluate("document.querySelectorAll('details').forEach(each => { each.open = true; })")
+    browser.settle()
+    browser.settle()
     ink = browser.evaluate(INK)
     assert len(ink) == browser.evaluate("document.querySelectorAll('.plot').length") >= 14
     assert min(ink) > 300
@@ -116,6 +119,29 @@ def test_a_step_button_zooms_to_its_step_and_back(browser: Browser, report: Path
     browser.evaluate("document.querySelector('.reset').click()")
     browser.settle()
     assert browser.evaluate(f"{TIMELINE}.every(c => c.scales.x.min === 0)")
+
+
+def test_folded_charts_are_drawn_when_they_are_opened_and_share_cursor_and_zoom(browser: Browser, report: Path) -> None:
+    browser.open(report, width=1440)
+    folded = "document.querySelector('details[data-layer]')"
+    assert browser.evaluate(f"{folded}.querySelectorAll('canvas').length") == 0
+    before = browser.evaluate(f"{TIMELINE}.length")
+    browser.evaluate("document.querySelectorAll('.stage-chips button')[3].click()")
+    for opened in (True, False, True):
+        browser.evaluate(f"{folded}.open = {str(opened).lower()}")
+        browser.settle()
+        browser.settle()
+    plots = browser.evaluate(f"{folded}.querySelectorAll('.plot').length")
+    assert browser.evaluate(f"{folded}.querySelectorAll('canvas').length") == plots > 0
+    assert browser.evaluate(f"{TIMELINE}.length") == before + plots
+    assert browser.evaluate(f"new Set({TIMELINE}.map(c => c.scales.x.min + ' ' + c.scales.x.max)).size") == 1
+
+
+def test_each_layer_can_be_jumped_to(browser: Browser, report: Path) -> None:
+    browser.open(report, width=1440)
+    targets = browser.evaluate("[...document.querySelectorAll('nav.layers a')].map(a => a.hash)")
+    assert len(targets) >= 7
+    assert browser.evaluate(f"{targets}.every(hash => document.querySelector(hash))")
 
 
 def test_charts_follow_the_width_of_the_window(browser: Browser, report: Path) -> None:

@@ -1,4 +1,4 @@
-"""Everything the page draws, gathered: stage bands, load curve, timeline. Drawing is done by assets/report.js."""
+"""Everything the page draws, gathered: stage bands, load curve, timeline, layers. assets/report.js draws it."""
 
 from typing import Any
 
@@ -7,33 +7,26 @@ from pinchpoint.model import Stage, Verdict
 from pinchpoint.report import words
 from pinchpoint.report.chart import tidy
 from pinchpoint.report.curve import curve_charts
+from pinchpoint.report.layers import layer_sections
 from pinchpoint.report.literal import visible
-from pinchpoint.report.panels import PANELS
-from pinchpoint.report.timeline import request_charts, telemetry_chart
+from pinchpoint.report.timeline import request_charts
 from pinchpoint.series import RunView
 
 
 def chart_data(view: RunView, verdict: Verdict) -> dict[str, Any]:
-    """Everything the page draws: {"stages", "duration_s", "curve", "timeline", "missing"}.
+    """Everything the page draws: {"stages", "duration_s", "curve", "timeline", "layers"}.
 
     A chart is {key, title, reading, axis, unit, x, series, limits, log, ...}; a value that was not measured is None.
+    The layers hold charts of the telemetry; see layers.layer_sections.
     """
     duration_s = _duration_s(view)
     judged = {stage.index: words.decision_of(stage, verdict.slos) for stage in verdict.stages}
-    timeline = [*request_charts(view, verdict, duration_s)]
-    missing: list[str] = []
-    for panel in PANELS:
-        chart = telemetry_chart(view, panel)
-        if chart is None:
-            missing.append(panel.title)
-        else:
-            timeline.append(chart)
     return {
         "duration_s": duration_s,
         "stages": [_stage_band(view, stage, judged.get(stage.index)) for stage in view.stages],
         "curve": curve_charts(view, verdict),
-        "timeline": timeline,
-        "missing": missing,
+        "timeline": request_charts(view, verdict, duration_s),
+        "layers": layer_sections(view),
     }
 
 

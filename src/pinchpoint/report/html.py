@@ -8,6 +8,7 @@ JSON block in which no character can end a tag.
 import base64
 import hashlib
 import json
+import re
 import shlex
 from collections import Counter
 from functools import cache
@@ -17,7 +18,7 @@ from typing import Any
 
 import msgspec
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from pinchpoint.cost import Cost, cost_of
 from pinchpoint.model import ClassResult, Finding, StageResult, Verdict
@@ -128,6 +129,7 @@ def _template():
         offered=words.offered,
         sign=words.sign,
         clauses=words.clauses,
+        coded=_coded,
     )
     environment.globals.update(
         MISSING=MISSING,
@@ -161,6 +163,11 @@ def _printable(value: Any) -> Any:
         return value
     before, after = value[:1] == " ", value[-1:] == " "
     return " " * before + visible(value, length_max=TEXT_LENGTH_MAX) + " " * (after and len(value) > 1)
+
+
+def _coded(text: str) -> Markup:
+    """Our own words, in which `backticks` stand around what is typed."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(text)))
 
 
 def _csp_hash(text: str) -> str:

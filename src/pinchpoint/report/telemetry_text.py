@@ -29,6 +29,8 @@ LIMIT = "_limit"
 NO_LIMIT = 2.0**62
 """The kernel's word for none is its largest integer, or close to it."""
 HINT_CHARS = 4000
+LIVE_HEAD_LINES = 2
+LIVE_FOOT_LINES = 3
 UNITS_WITH_PREFIX = ("Hz", "J", "W", "FLOP")
 """Written as one word with a prefix: 1.41 GHz, but 262 k flows."""
 ADD = re.compile(r"add (\S+) (to .*)", re.IGNORECASE)
@@ -64,6 +66,22 @@ def survey_screen(survey: Survey) -> RenderableType:
         parts += [literal(trouble_text(each)) for each in survey.troubles]
         parts += [literal(sentence(note)) for note in survey.notes]
     return Group(*parts)
+
+
+def live_screen(survey: Survey, height: int) -> RenderableType:
+    """As much as fits into `height` lines: of each layer the first series that move, and how many there are."""
+    moving = [row for row in survey.rows if row.value and row.role != "config" and row.layer != "source"]
+    layers = [layer for layer in LAYERS if any(row.layer == layer for row in moving)]
+    room = height - LIVE_FOOT_LINES
+    shown: list[Row] = []
+    for place, layer in enumerate(layers):
+        share = max(1, room // (len(layers) - place) - LIVE_HEAD_LINES)
+        mine = [row for row in moving if row.layer == layer][:share]
+        room -= len(mine) + LIVE_HEAD_LINES
+        shown += mine
+    count = len({row.series for row in survey.rows})
+    foot = f"\n{count} series after {survey.span_s:.0f} s; all of them, and what is missing, at the end"
+    return Group(*values_by_layer(shown), Text(foot, style="dim"))
 
 
 def values_by_layer(rows: Sequence[Row]) -> Iterable[RenderableType]:

@@ -1,4 +1,4 @@
-"""Charts over the time of the run: what requests went through, and what the telemetry said at the same instants."""
+"""Charts over the time of the run of what requests went through."""
 
 from typing import Any
 
@@ -6,10 +6,9 @@ import numpy as np
 
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.model import Verdict
-from pinchpoint.report.chart import COLOURS, chart, limits, line
-from pinchpoint.report.panels import Panel
-from pinchpoint.report.thinning import align, thin
-from pinchpoint.series import RunView, Series
+from pinchpoint.report.chart import chart, limits, line
+from pinchpoint.report.thinning import thin
+from pinchpoint.series import RunView
 from pinchpoint.slo import WITHDRAWN_STATUSES
 from pinchpoint.stats import quantile
 
@@ -137,24 +136,3 @@ def _rolling_median(t_s: np.ndarray, values: np.ndarray) -> np.ndarray:
         median = quantile(values[starts[i] : i + 1], 0.5)
         result[i : i + step] = np.nan if median is None else median
     return result
-
-
-def telemetry_chart(view: RunView, panel: Panel) -> dict[str, Any] | None:
-    """One chart of the catalogued series that were read in this run; None when none of them was."""
-    found: list[tuple[str, str, Series]] = []
-    for i, (name, label) in enumerate(panel.series):
-        series = view.rate_series(name) if panel.unit == "rate" else view.series(name)
-        if len(series):
-            found.append((label, COLOURS[i % len(COLOURS)], series))
-    if not found:
-        return None
-    t_s, columns = align([series for _, _, series in found])
-    lines = [line(label, column, colour) for (label, colour, _), column in zip(found, columns, strict=True)]
-    kept = np.unique(np.concatenate([thin(column, POINTS_MAX) for column in columns]))
-    for each in lines:
-        each["values"] = [each["values"][i] for i in kept]
-    drawn = chart(panel.key, panel.title, panel.reading, panel.axis, panel.unit, t_s[kept], lines)
-    slots = view.facts.limits.max_sequences
-    if panel.key == "engine" and slots is not None:
-        drawn["limits"] = [{"value": slots, "label": f"limit {slots}"}]
-    return {**drawn, "series_names": [series.name for _, _, series in found]}

@@ -53,7 +53,12 @@ def test_series_of_different_instants_share_one_axis() -> None:
 
 
 def chart(data: dict, key: str) -> dict:
-    return next(c for c in data["curve"] + data["timeline"] if c["key"] == key)
+    return next(c for c in every_chart(data) if c["key"] == key)
+
+
+def every_chart(data: dict) -> list[dict]:
+    of_layers = [chart for layer in data["layers"] for chart in layer["charts"] + layer["more"]]
+    return data["curve"] + data["timeline"] + of_layers
 
 
 def test_completed_requests_of_the_chart_are_those_of_the_records(
@@ -68,8 +73,8 @@ def test_completed_requests_of_the_chart_are_those_of_the_records(
 
 def test_every_line_has_a_value_or_null_for_every_instant(report_view: RunView, report_verdict: Verdict) -> None:
     data = chart_data(report_view, report_verdict)
-    assert len(data["curve"]) == 4 and len(data["timeline"]) >= 10
-    for drawn in data["curve"] + data["timeline"]:
+    assert len(data["curve"]) == 4 and len(every_chart(data)) >= 14
+    for drawn in every_chart(data):
         assert all(len(line["values"]) == len(drawn["x"]) for line in drawn["series"]), drawn["key"]
         assert drawn["x"] == sorted(drawn["x"]), drawn["key"]
         assert drawn["title"] and drawn["reading"] and drawn["axis"]

@@ -5,7 +5,7 @@
   const data = JSON.parse(document.getElementById("chart-data").textContent);
   const charts = { curve: [], timeline: [] };
   window.pinchpointCharts = charts;
-  const CURVE_HEIGHT = 250, TIME_HEIGHT = 168, PRINT_WIDTH = 660, NARROW = 520;
+  const CURVE_HEIGHT = 250, TIME_HEIGHT = 168, SMALL_HEIGHT = 104, PRINT_WIDTH = 660, NARROW = 520;
   const full = { min: 0, max: data.duration_s };
   let zoom = { ...full };
 
@@ -18,9 +18,18 @@
     const digits = Math.max(0, 2 - Math.floor(Math.log10(Math.abs(value))));
     return value.toLocaleString("en", { maximumFractionDigits: Math.min(digits, 6) });
   };
+  const steps = { bytes: ["B", 1000], "bytes/s": ["B/s", 1000], W: ["W", 1000], J: ["J", 1000], Hz: ["Hz", 1000] };
+  const prefixed = (value, unit, step) => {
+    const prefixes = ["", "k", "M", "G", "T", "P"];
+    let i = 0;
+    while (Math.abs(value) >= step && i < prefixes.length - 1) { value /= step; i += 1; }
+    return `${significant(value)} ${prefixes[i]}${unit}`;
+  };
   const format = (unit, value) => {
     if (value == null) return "–";
     if (unit === "ratio") return significant(value * 100) + " %";
+    if (unit === "degC") return significant(value) + " °C";
+    if (steps[unit]) return value === 0 ? "0" : prefixed(value, ...steps[unit]);
     if (unit !== "s") return significant(value);
     if (value === 0) return "0";
     if (Math.abs(value) < 1e-3) return significant(value * 1e6) + " µs";
@@ -41,13 +50,14 @@
 
   const failed = (stage) => stage.decision.endsWith("fail");
 
-  const stageBands = (u) => {
+  const stageBands = (small) => (u) => {
     const { ctx, bbox } = u, ratio = devicePixelRatio || 1;
     clipped(u, () => data.stages.forEach((stage, i) => {
       const left = u.valToPos(stage.t0, "x", true), right = u.valToPos(stage.t1, "x", true);
       ctx.fillStyle = failed(stage) || stage.kind === "overload" ? colour("band-bad") : colour("band");
       ctx.fillRect(left, bbox.top, right - left, bbox.height);
     }));
+    if (small) return;
     ctx.save();
     ctx.font = font(10.5);
     ctx.textBaseline = "bottom";
@@ -184,7 +194,7 @@
     label: line.label,
     stroke: () => colour(line.colour),
     width: line.dots ? 0 : line.thin ? 1.25 : 1.9,
-    dash: line.dashed ? [5, 4] : undefined,
+    dash: line.dashed ? [5, 4] : line.dash,
     value: (u, value) => (u.cursor.idx == null ? "" : format(spec.unit, value)),
     spanGaps: Boolean(spec.marks),
     ...(line.stepped ? { paths: uPlot.paths.stepped({ align: 1 }) } : {}),
@@ -204,13 +214,13 @@
   };
 
   /* -- building -- */
-  const build = (group, given, width, xLabel) => {
+  const build = (group, given, width, xLabel, small) => {
     const spec = splitMisses(given), host = document.querySelector(`[data-chart="${spec.key}"]`);
     const time = group === "timeline", narrow = width < NARROW;
     host.textContent = "";
     const chart = new uPlot({
-      width, height: time ? TIME_HEIGHT + (xLabel ? 17 : 0) : CURVE_HEIGHT,
-      padding: [17, 10, 0, 0],
+      width, height: small ? SMALL_HEIGHT : time ? TIME_HEIGHT + (xLabel ? 17 : 0) : CURVE_HEIGHT,
+      padding: [small ? 8 : 17, 10, 0, 0],
       legend: { live: true, markers: { width: 0, fill: (u, i) => colour(spec.series[i - 1].colour) } },
       cursor: {
         sync: { key: "pinchpoint-" + group, setSeries: false, filters: { pub: (type) => type === "mousemove" || type === "mouseleave" } },
@@ -223,13 +233,14 @@
       axes: axes(spec, xLabel, narrow),
       series: [{ label: xLabel || "t" }, ...spec.series.map((line) => seriesOptions(spec, line))],
       hooks: {
-        drawClear: [time ? stageBands : capacityBand(spec)],
+        drawClear: [time ? stageBands(small) : capacityBand(spec)],
         draw: [limitLines(spec), ...(time ? [] : [capacityLabel(spec), decisionMarks(spec)])],
         setScale: time ? [(u, key) => { if (key === "x") zoomTo(u.scales.x); }] : [],
         setCursor: time ? [read] : [],
       },
     }, [spec.x, ...spec.series.map((line) => (spec.on_line ? line.values.map((v, i) => (spec.on_line[i] ? v : null)) : line.values))], host);
     chart.setScale("x", time ? zoom : { min: 0, max: Math.max(...spec.x) * 1.08 });
+    chart.key = spec.key;
     charts[group].push(chart);
   };
 
@@ -280,9 +291,20 @@
   const buildAll = (printing) => {
     colours = {};
     Object.values(charts).forEach((group) => group.splice(0).forEach((chart) => chart.destroy()));
-    data.curve.forEach((spec) => build("curve", spec, printing ? PRINT_WIDTH : widthOf(spec.key), spec.x_label));
-    data.timeline.forEach((spec, i) => build("timeline", spec, printing ? PRINT_WIDTH : widthOf(spec.key), i === data.timeline.length - 1 ? "seconds since the start of the run" : ""));
+    const width = (spec) => (printing ? PRINT_WIDTH : widthOf(spec.key));
+    data.curve.forEach((spec) => build("curve", spec, width(spec), spec.x_label));
+    [data.timeline, ...data.layers.map((layer) => layer.charts)].forEach((specs) =>
+      specs.forEach((spec, i) => build("timeline", spec, width(spec), i === specs.length - 1 ? "seconds since the start of the run" : "")));
+    if (!printing) document.querySelectorAll("details[data-layer][open]").forEach(buildMore);
   };
+  /* Folded charts are built when they are first looked at: there can be hundreds. */
+  const buildMore = (details) => {
+    const layer = data.layers.find((each) => each.key === details.dataset.layer);
+    if (charts.timeline.some((chart) => chart.key === layer.more[0].key)) return;
+    layer.more.forEach((spec) => build("timeline", spec, widthOf(spec.key), "", true));
+  };
+  document.querySelectorAll("details[data-layer]").forEach((details) =>
+    details.addEventListener("toggle", () => { if (details.open) buildMore(details); }));
 
   buildToolbar();
   buildAll(false);
@@ -293,8 +315,10 @@
     pending = requestAnimationFrame(() => {
       if (document.documentElement.clientWidth === width) return;
       width = document.documentElement.clientWidth;
-      [["curve", data.curve], ["timeline", data.timeline]].forEach(([group, specs]) =>
-        specs.forEach((spec, i) => charts[group][i].setSize({ width: widthOf(spec.key), height: charts[group][i].height })));
+      Object.values(charts).forEach((group) => group.forEach((chart) => {
+        const room = widthOf(chart.key);
+        if (room) chart.setSize({ width: room, height: chart.height });
+      }));
     });
   });
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => buildAll(false));
