@@ -26,6 +26,8 @@ CATALOG_PATH = Path(__file__).with_name("catalog.toml")
 TOTAL = "_total"
 BUCKET = "_bucket"
 HISTOGRAM_MEMBERS = ("_sum", "_count", BUCKET)
+INTENSIVE_UNITS = ("ratio", "degC", "Hz", "V", "1")
+"""Units of gauges of which two do not make more than one: shares, levels, states and codes."""
 BOUND = "le"
 """The label that holds a bucket's upper bound."""
 BOUND_DIGITS = 9
@@ -55,6 +57,18 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     role: Role
     description: str
     aliases: dict[str, tuple[str | Alias, ...]] = {}
+    combine: Literal["sum", "max"] | None = None
+    """How readings of one instant that differ in labels become one; None: `adds_up` decides by the unit."""
+
+    @property
+    def adds_up(self) -> bool:
+        """Whether readings that differ in labels are summed; else the largest stands for all of them.
+
+        Two GPUs draw the sum of their powers, but are not the sum of their temperatures hot.
+        """
+        if self.combine is not None:
+            return self.combine == "sum"
+        return self.kind in ("counter", "histogram") or self.unit not in INTENSIVE_UNITS
 
 
 class Exporter(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -272,21 +272,22 @@ class RunView:
         return tuple(name for name in names if name not in self._samples)
 
     def series(self, name: str, window_s: tuple[float, float] | None = None) -> Series:
-        """Readings of `name` combined over labels: the largest for ratios, the sum for everything else.
+        """Readings of `name` combined over labels: the sum, or the largest where a sum means nothing (Entry.adds_up).
+        Of a host: the one that ran the load, where it was read.
 
         Counters are returned as they are (see `rate`). Empty when never scraped.
         """
         entry = self.catalog.entry(name)
         unit = entry.unit if entry else ""
         kind = entry.kind if entry else "gauge"
-        if name not in self._samples:
+        samples = self._here(name)
+        if samples is None:
             return Series(name, unit, kind, np.empty(0), np.empty(0))
-        samples = self._samples[name]
         t_s, value, source = samples.t_s, samples.value, samples.source
         finite = np.isfinite(value)
         if window_s is not None:
             finite &= (t_s >= window_s[0]) & (t_s <= window_s[1])
-        combine = np.maximum if unit == "ratio" else np.add
+        combine = np.add if entry is None or entry.adds_up else np.maximum
         parts = [
             _combined(t_s[mine], value[mine], combine)
             for mine in (finite & (source == number) for number in np.unique(source[finite]))
@@ -295,6 +296,17 @@ class RunView:
             return Series(name, unit, kind, np.empty(0), np.empty(0))
         instants, combined = parts[0] if len(parts) == 1 else _held(parts, combine)
         return Series(name, unit, kind, instants, combined)
+
+    def _here(self, name: str) -> _Samples | None:
+        """Of the host that ran the load where it was read, else of all: machines make no sum."""
+        samples, entry = self._samples.get(name), self.catalog.entry(name)
+        if samples is None or entry is None or entry.layer != "host":
+            return samples
+        here = np.array(["host" not in parse_labels(labels) for _, labels in samples.children], bool)
+        if here.all() or not here.any():
+            return samples
+        rows = here[samples.child]
+        return _Samples(samples.t_s[rows], samples.child[rows], samples.value[rows], samples.children)
 
     def children(self, name: str) -> list[Child]:
         """Each label set alone, in the order of source and labels; counters are not differenced. Empty: never read."""
@@ -334,7 +346,7 @@ class RunView:
     def _growth(self, name: str) -> Growth:
         known = self._grown.get(name)
         if known is None:
-            samples = self._samples.get(name)
+            samples = self._here(name)
             known = NO_GROWTH if samples is None else _growth_of((samples,), together=False)
             self._grown[name] = known
         return known

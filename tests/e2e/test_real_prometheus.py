@@ -55,7 +55,7 @@ def test_what_it_stored_is_telemetry_on_our_axis_under_canonical_names(real: Rea
     assert all(0 < now_ns - at_ns < 600 * NS_PER_S + NEAR_S * NS_PER_S for at_ns in instants)
     assert {row["value"] for row in of(rows, "up")} <= {0.0, 1.0}
     (offset,) = of(rows, "source.clock_offset_s")
-    (error,) = of(rows, "source.clock_error_s")
+    (error,) = of(rows, "source.clock_offset_error_s")
     assert abs(offset["value"]) <= error["value"] + 0.1  # it is the same clock
     # a memory in bytes is one of thousands of samples that must be what the server itself says
     known = {row["value"] for row in of(rows, "node_memory_MemAvailable_bytes")}

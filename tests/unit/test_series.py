@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pinchpoint.clock import NS_PER_S
@@ -58,6 +58,7 @@ def known(value: float) -> float | None:
 
 
 @pytest.mark.parametrize("text", SLOS)
+@settings(deadline=None)
 @given(data=st.data())
 def test_all_requests_at_once_get_the_answers_of_each_alone(
     text: str, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -154,8 +155,31 @@ def test_sources_that_tell_of_one_machine_are_not_added(tmp_path: Path) -> None:
     rows += [(float(i), "node", "host.load1", "", 2.0) for i in range(4)]
     rows += [(float(i), "node2", "host.load1", "host=b", 10.0) for i in range(4)]
     view = telemetry_of(tmp_path / "run", rows)
-    assert set(view.series("host.load1").value.tolist()) == {13.0}
+    assert set(view.series("host.load1").value.tolist()) == {3.0}  # of the host that ran the load
     assert len(view.series("host.load1")) == 8
+    assert {child.labels.get("host") for child in view.children("host.load1")} == {None, "b"}
+
+
+def test_machines_are_taken_together_only_where_none_of_them_ran_the_load(tmp_path: Path) -> None:
+    rows: list[Row] = [
+        (float(i), name, "host.load1", f"host={name}", load)
+        for i in range(4)
+        for name, load in (("a", 1.0), ("b", 10.0))
+    ]
+    assert set(telemetry_of(tmp_path / "run", rows).series("host.load1").value.tolist()) == {11.0}
+
+
+def test_two_devices_draw_their_powers_together_and_are_as_hot_as_the_hotter(tmp_path: Path) -> None:
+    values = {
+        "gpu.power_watts": (300.0, 250.0, 550.0),
+        "gpu.temperature_celsius": (61.0, 70.0, 70.0),
+        "gpu.sm_clock_hz": (1.4e9, 1.2e9, 1.4e9),
+        "engine.kv_block_tokens": (16.0, 16.0, 16.0),
+        "engine.requests_running": (3.0, 4.0, 7.0),
+    }
+    rows: list[Row] = [(0.0, "page", name, f"gpu={i}", told[i]) for name, told in values.items() for i in (0, 1)]
+    view = telemetry_of(tmp_path / "run", rows)
+    assert {name: view.series(name).value.tolist() for name in values} == {n: [told[2]] for n, told in values.items()}
 
 
 def test_pages_read_at_different_instants_are_added_at_each_of_them(tmp_path: Path) -> None:

@@ -132,7 +132,7 @@ class _Collection:
 
     def _clock_rows(self, clock: ServerClock) -> list[tuple[Any, ...]]:
         """So that a reader knows how far the axis of these rows may be off."""
-        told = (("source.clock_offset_s", clock.ahead_s), ("source.clock_error_s", clock.error_ns / NS_PER_S))
+        told = (("source.clock_offset_s", clock.ahead_s), ("source.clock_offset_error_s", clock.error_ns / NS_PER_S))
         return [
             _row(
                 monotonic_ns(),

@@ -152,7 +152,7 @@ def test_a_server_whose_clock_is_off_gives_instants_of_our_axis(fake: Fake, tmp_
     asked_ns = monotonic_ns()
     _, rows = fetched(of(fake), tmp_path)
     (at_ns,) = [row["t_ns"] for row in rows if row["raw"] == RUNNING]
-    error_s = readings(rows, "source.clock_error_s")[0][1]
+    error_s = readings(rows, "source.clock_offset_error_s")[0][1]
     assert abs(at_ns - (asked_ns - 10 * NS_PER_S)) <= (monotonic_ns() - asked_ns) + error_s * NS_PER_S
     assert abs(readings(rows, "source.clock_offset_s")[0][1] - ahead_s) <= error_s + 1.0
 
