@@ -33,7 +33,7 @@ from pinchpoint.telemetry.otlp import OtlpReceiver, listen
 from pinchpoint.telemetry.page import Page
 from pinchpoint.telemetry.process import Client, Server
 from pinchpoint.telemetry.remote_host import RemoteHost, parse_remote_host
-from pinchpoint.telemetry.smi import find_smi
+from pinchpoint.telemetry.smi import SMI_PERIOD_S, find_smi
 from pinchpoint.traceids import salt_of
 
 NS_PER_US = 1_000
@@ -91,6 +91,7 @@ def sources(config: CollectorConfig, api_key: str | None, tell: Callable[[str], 
     be."""
     tls, catalog, period_s = tls_context(config.ca_file), load_catalog(), config.period_s
     chosen: list[Source] = [Host()]
+    tools: list[Source] = []
     for page in config.pages:
         key = api_key if page.keyed else None
         chosen.append(Page(page.url, page.name, catalog, api_key=key, tls=tls, host=page.host))
@@ -103,7 +104,7 @@ def sources(config: CollectorConfig, api_key: str | None, tell: Callable[[str], 
     if config.accelerators:
         nvml = find_nvml(tell)
         chosen += [nvml] if nvml is not None else []
-        chosen += find_smi(covered=("nvidia",) if nvml is not None else ())
+        tools += find_smi(covered=("nvidia",) if nvml is not None else ())
     if config.otlp is not None:
         at = config.otlp
         salt = salt_of(at.run_id) if at.run_id is not None else None
@@ -113,6 +114,7 @@ def sources(config: CollectorConfig, api_key: str | None, tell: Callable[[str], 
             tell(note)
         chosen.append(receiver)
     timed = [(source, period_s) for source in chosen]
+    timed += [(tool, max(period_s, SMI_PERIOD_S)) for tool in tools]
     if config.null_request_urls:
         timed.append((NullRequest(config.null_request_urls, api_key, tls), NULL_PERIOD_S))
     return timed

@@ -1,13 +1,17 @@
 """NVIDIA GPUs through the driver's library, played by our own C file."""
 
+import contextlib
 import json
 import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import msgspec
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -15,7 +19,7 @@ from tests.support.fake_nvml import H100, FakeNvml, build
 
 from pinchpoint.catalog import load_catalog, parse_labels
 from pinchpoint.clock import NS_PER_S
-from pinchpoint.telemetry.config import Reading
+from pinchpoint.telemetry.config import CollectorConfig, Reading
 from pinchpoint.telemetry.nvml import SLOW_PERIOD_S, Nvml, _Device, find_nvml
 
 pytest.importorskip("pynvml")
@@ -499,3 +503,49 @@ def test_a_missing_package_is_worth_a_word_only_where_there_is_a_driver(found: C
     assert found(None, prelude=WITHOUT_PACKAGE) == {"said": [], "series": None}
     answer = found(None, prelude=WITHOUT_PACKAGE, driver_file=True)
     assert "pinchpoint[gpu]" in answer["said"][0]
+
+
+PATIENCE_S = 30.0
+"""For a collector that has to start; it is there in a second where the host is not busy."""
+
+
+def rows_of(part: Path) -> list[dict[str, object]]:
+    """Whole batches of a part that is still written."""
+    rows: list[dict[str, object]] = []
+    if part.exists() and part.stat().st_size:
+        with contextlib.suppress(pa.ArrowInvalid), pa.ipc.open_stream(part.read_bytes()) as stream:
+            for batch in stream:
+                rows += batch.to_pylist()
+    return rows
+
+
+def test_the_collector_writes_what_nvml_says_and_asks_no_tool_for_it(tmp_path: Path, library: Path) -> None:
+    fake = FakeNvml(tmp_path, library)
+    fake.change(H100 | {"gpus": 2})
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    asked = tmp_path / "asked"
+    (tools / "nvidia-smi").write_text(f"#!/bin/sh\ntouch {asked}\n")
+    (tools / "nvidia-smi").chmod(0o755)
+    config = CollectorConfig(out_dir=str(tmp_path), accelerators=True, period_s=0.05)
+    environment = os.environ | {
+        "LD_LIBRARY_PATH": str(library.parent),
+        "FAKE_NVML_STATE": str(fake.state),
+        "PATH": f"{tools}:{os.environ['PATH']}",
+    }
+    command = [sys.executable, "-m", "pinchpoint.telemetry"]
+    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as collector:
+        assert collector.stdin is not None
+        collector.stdin.write(msgspec.json.encode(config) + b"\n")
+        collector.stdin.flush()
+        deadline_s = time.monotonic() + PATIENCE_S
+        rows: list[dict[str, object]] = []
+        while time.monotonic() < deadline_s and len({row["t_ns"] for row in rows}) < 3:
+            time.sleep(0.05)
+            rows = rows_of(tmp_path / "parts" / "telemetry-gpu.arrows")
+        collector.stdin.close()
+        assert collector.wait(PATIENCE_S) == 0
+    powers = {row["labels"]: row["value"] for row in rows if row["series"] == "gpu.power_watts"}
+    assert powers == {"gpu=0,kind=nvidia": 629.45, "gpu=1,kind=nvidia": 629.45}
+    assert {row["source"] for row in rows} == {"gpu"}
+    assert not asked.exists()

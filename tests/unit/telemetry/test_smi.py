@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from pinchpoint.catalog import load_catalog, parse_labels
 from pinchpoint.errors import UsageError
-from pinchpoint.telemetry import smi
-from pinchpoint.telemetry.config import Reading
+from pinchpoint.telemetry import collect, smi
+from pinchpoint.telemetry.config import CollectorConfig, Reading
 from pinchpoint.telemetry.smi import Parser, Smi, Tool, find_smi, recognise
 from pinchpoint.telemetry.smi_values import quantity
 
@@ -495,3 +495,12 @@ def test_tools_that_are_here_are_found_one_for_each_vendor_and_none_for_what_is_
     assert "smi-nvidia" not in [source.name for source in find_smi(("nvidia",), everything)]
     assert find_smi(which=lambda command: "/x" if command == "amd-smi" else None)[0].command == "amd-smi metric --json"
     assert find_smi(which=lambda _: None) == []
+
+
+def test_the_collector_asks_a_tool_less_often_than_its_other_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collect, "find_nvml", lambda tell: None)
+    monkeypatch.setattr(collect, "find_smi", lambda covered: [Smi(smi.TOOLS[0])])
+    config = CollectorConfig(out_dir="", accelerators=True, period_s=0.5)
+    periods = {source.name: period_s for source, period_s in collect.sources(config, None, lambda _: None)}
+    assert periods["smi-nvidia"] == smi.SMI_PERIOD_S
+    assert periods["host"] == 0.5
