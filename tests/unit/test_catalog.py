@@ -19,6 +19,7 @@ from pinchpoint.catalog import (
     scaled_bound,
 )
 from pinchpoint.errors import UsageError
+from pinchpoint.telemetry.page import Page
 from pinchpoint.telemetry.prometheus import PrometheusParser
 
 DATA = Path(__file__).parents[1] / "data" / "metrics"
@@ -132,6 +133,34 @@ def test_labels_of_an_exporter_become_those_of_the_series() -> None:
     untouched = {"engine": "0"}
     plain = catalog.match("vllm:num_requests_running", untouched)
     assert plain is not None and plain.labels is untouched
+
+
+def test_what_an_engine_says_of_its_configuration_stays_in_the_labels() -> None:
+    labels = {"block_size": "16", "num_gpu_blocks": "8192", "cache_dtype": "auto"}
+    for name in ("vllm:cache_config_info", "sglang:cache_config_info"):
+        match = load_catalog().match(name, labels)
+        assert match is not None and (match.series, match.labels) == ("engine.config", labels)
+
+
+def test_a_page_in_microseconds_is_read_in_seconds_with_its_buckets() -> None:
+    page = Page("", "tf", load_catalog())
+    name = ":tensorflow:serving:request_latency"
+    readings = page.read_page(
+        f"""{name}_bucket{{model_name="m",le="18"}} 1
+{name}_bucket{{model_name="m",le="5832000"}} 4
+{name}_bucket{{model_name="m",le="+Inf"}} 5
+{name}_sum{{model_name="m"}} 7500000
+{name}_count{{model_name="m"}} 5
+""".encode()
+    )
+    told = {(reading.series, reading.labels): reading.value for reading in readings}
+    assert told == {
+        ("engine.e2e_s_bucket", "le=1.8e-05,model_name=m"): 1,
+        ("engine.e2e_s_bucket", "le=5.832,model_name=m"): 4,
+        ("engine.e2e_s_bucket", "le=+Inf,model_name=m"): 5,
+        ("engine.e2e_s_sum", "model_name=m"): 7.5,
+        ("engine.e2e_s_count", "model_name=m"): 5,
+    }
 
 
 def test_names_that_say_a_label_are_parts_of_one_series_and_none_pushes_another_out() -> None:
