@@ -10,15 +10,18 @@ from collections import Counter
 from collections.abc import Iterator
 from io import BufferedIOBase
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.errors import UsageError
 from pinchpoint.model import SPAN_COLUMNS
-from pinchpoint.parts import PartWriter
+from pinchpoint.parts import PartWriter, arrow_schema
 from pinchpoint.telemetry.otlp_json import NotSpansError, spans_in_json
 from pinchpoint.telemetry.span import Span
 from pinchpoint.traceids import request_of
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".json.gz", ".jsonl.gz", ".ndjson.gz")
 MAX_DOCUMENT_BYTES = 64 << 20
@@ -26,6 +29,7 @@ MAX_DOCUMENT_BYTES = 64 << 20
 MARGIN_NS = 60 * NS_PER_S
 """A span of nobody known is kept when it lies so near the run: the sender's clock may be off."""
 PART = "spans-files.arrows"
+START_NS, END_NS, REQUEST_ID = map(list(SPAN_COLUMNS).index, ("start_ns", "end_ns", "request_id"))
 
 
 class Imported(NamedTuple):
@@ -63,18 +67,16 @@ def import_spans(
     kept = ours = elsewhere = 0
     try:
         for spans in read_span_files(path, unread):
-            rows = []
-            for span in spans:
-                request = request_of(salt, span.trace_id)
-                begun_ns, ended_ns = span.start_unix_ns - realtime_offset_ns, span.end_unix_ns - realtime_offset_ns
-                if request is None and not (begun_ns < end_ns + MARGIN_NS and ended_ns > start_ns - MARGIN_NS):
-                    elsewhere += 1
-                    continue
-                ours += request is not None
-                told = (begun_ns, ended_ns, span.status, None, request, span.attributes_json)
-                rows.append((*span[:7], *told))
-            writer.append(rows)
-            kept += len(rows)
+            rows = [_row(span, salt, realtime_offset_ns) for span in spans]
+            near = [
+                row
+                for row in rows
+                if row[REQUEST_ID] is not None
+                or (row[START_NS] < end_ns + MARGIN_NS and row[END_NS] > start_ns - MARGIN_NS)
+            ]
+            writer.append(near)
+            kept, elsewhere = kept + len(near), elsewhere + len(rows) - len(near)
+            ours += sum(row[REQUEST_ID] is not None for row in near)
     finally:
         writer.close()
     notes = [f"{kept} spans were read from {path}, {ours} of them of requests of this run"]
@@ -82,6 +84,34 @@ def import_spans(
         notes.append(f"{elsewhere} spans of other times were left out")
     notes += [f"{count} times: {reason}" for reason, count in unread.most_common(3)]
     return Imported(kept, ours, tuple(notes))
+
+
+def spans_table(path: Path, *, salt: int, realtime_offset_ns: int) -> "pa.Table":
+    """The spans of files that are of requests of one run, with the columns of model.SPAN_COLUMNS; others are nulls in
+    request_id. Raises UsageError."""
+    import pyarrow as pa
+
+    schema = arrow_schema(SPAN_COLUMNS)
+    batches = []
+    for spans in read_span_files(path):
+        columns = zip(*(_row(span, salt, realtime_offset_ns) for span in spans), strict=True)
+        arrays = [pa.array(values, field.type) for values, field in zip(columns, schema, strict=False)]
+        if arrays:
+            batches.append(pa.record_batch(arrays, schema=schema))
+    return pa.Table.from_batches(batches, schema=schema)
+
+
+def _row(span: Span, salt: int, realtime_offset_ns: int) -> tuple[Any, ...]:
+    """In the order of model.SPAN_COLUMNS. Nobody knows when a file had it."""
+    return (
+        *span[:START_NS],
+        span.start_unix_ns - realtime_offset_ns,
+        span.end_unix_ns - realtime_offset_ns,
+        span.status,
+        None,
+        request_of(salt, span.trace_id),
+        span.attributes_json,
+    )
 
 
 def _files(path: Path) -> list[Path]:
