@@ -5,19 +5,16 @@ the scripts whose hashes it lists. Text from the service is escaped by the templ
 JSON block in which no character can end a tag.
 """
 
-import base64
-import hashlib
-import json
 import re
 import shlex
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import msgspec
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Template
 from markupsafe import Markup, escape
 
 from pinchpoint.cost import Cost, cost_of
@@ -25,14 +22,13 @@ from pinchpoint.model import ClassResult, Finding, StageResult, Verdict
 from pinchpoint.report import cost_words, words
 from pinchpoint.report.charts import chart_data
 from pinchpoint.report.literal import visible
+from pinchpoint.report.page import asset, csp_hash, embedded_json, template
 from pinchpoint.report.ruler import rate_ruler
 from pinchpoint.rundir import write_atomically
 from pinchpoint.series import RunView
 from pinchpoint.units import MISSING, format_count, format_duration, format_ratio
 
 ERROR_TEXTS_SHOWN = 8
-TEXT_LENGTH_MAX = 4000
-"""Longest single text on the page; longer ones are cut with an ellipsis."""
 CARD_LABELS = {
     "fault": "Gives way first",
     "physical-limit": "At its physical limit",
@@ -51,7 +47,7 @@ def html(view: RunView, verdict: Verdict, cost: Cost | None = None) -> str:
     """cost: None = worked out with the price of the run's plan."""
     cost = cost or cost_of(view, verdict.slos, capacity=verdict.capacity)
     charts = chart_data(view, verdict)
-    library, script = _asset("uPlot.iife.min.js"), _asset("report.js")
+    library, script = asset("uPlot.iife.min.js"), asset("report.js")
     return _template().render(
         view=view,
         verdict=verdict,
@@ -65,8 +61,8 @@ def html(view: RunView, verdict: Verdict, cost: Cost | None = None) -> str:
         chart_json=embedded_json(charts),
         library=Markup(library),
         script=Markup(script),
-        style=Markup(_asset("uPlot.min.css") + _asset("report.css")),
-        script_hashes=Markup(" ".join(_csp_hash(text) for text in (library, script))),
+        style=Markup(asset("uPlot.min.css") + asset("report.css")),
+        script_hashes=Markup(" ".join(csp_hash(text) for text in (library, script))),
         streams={stage.index: stage.concurrency for stage in view.stages if stage.rate_rps is None},
         stages=[stage for stage in verdict.stages if stage.kind in words.LOADED_KINDS or stage.kind == "warmup"],
         error_kinds=_error_kinds(verdict),
@@ -79,12 +75,6 @@ def html(view: RunView, verdict: Verdict, cost: Cost | None = None) -> str:
         cost_basis=cost_words.basis(cost),
         cost_point=cost_words.point_of(cost),
     )
-
-
-def embedded_json(data: Any) -> Markup:
-    """JSON for a <script type="application/json"> block, with no character that HTML or old JavaScript could act on."""
-    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False)
-    return Markup(text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026"))
 
 
 def command_line(view: RunView, verdict: Verdict) -> str:
@@ -104,75 +94,49 @@ def command_line(view: RunView, verdict: Verdict) -> str:
 
 
 @cache
-def _asset(name: str) -> str:
-    return (files("pinchpoint.report") / "assets" / name).read_text(encoding="utf-8")
-
-
-@cache
-def _template():
-    environment = Environment(
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-        finalize=_printable,
-    )
-    environment.filters.update(
-        duration=format_duration,
-        ratio=format_ratio,
-        count=format_count,
-        rate=words.rate,
-        probability=words.probability,
-        strength=words.strength_word,
-        strongest=words.strongest,
-        sentence=words.sentence,
-        offered=words.offered,
-        sign=words.sign,
-        clauses=words.clauses,
-        coded=_coded,
-    )
-    environment.globals.update(
-        MISSING=MISSING,
-        quantity=words.quantity,
-        quantities=words.quantities,
-        comparison=words.comparison,
-        capacity_figure=words.capacity_figure,
-        capacity_confidence=words.capacity_confidence,
-        reasons_that_matter=words.reasons_that_matter,
-        failed_requests=words.failed_requests,
-        attainment=_attainment,
-        all_evidence=_all_evidence,
-        width_of=_width_of,
-        decision_of=words.decision_of,
-        decision_words=words.DECISION_WORDS,
-        stage_label=words.stage_label,
-        notes_of=words.notes,
-        money=cost_words.money,
-        joules=cost_words.joules,
-        COST_COLUMNS=cost_words.COLUMNS,
-        told_rivals=words.told_rivals,
-        NEUTRAL=words.NEUTRAL,
-    )
-    source = (files("pinchpoint.report") / "templates" / "report.html.j2").read_text(encoding="utf-8")
-    return environment.from_string(source)
-
-
-def _printable(value: Any) -> Any:
-    """Applied to everything the template prints: plain strings lose control characters, not the spaces around them."""
-    if type(value) is not str:
-        return value
-    before, after = value[:1] == " ", value[-1:] == " "
-    return " " * before + visible(value, length_max=TEXT_LENGTH_MAX) + " " * (after and len(value) > 1)
+def _template() -> Template:
+    filters: dict[str, Callable[..., Any]] = {
+        "duration": format_duration,
+        "ratio": format_ratio,
+        "count": format_count,
+        "rate": words.rate,
+        "probability": words.probability,
+        "strength": words.strength_word,
+        "strongest": words.strongest,
+        "sentence": words.sentence,
+        "offered": words.offered,
+        "sign": words.sign,
+        "clauses": words.clauses,
+        "coded": _coded,
+    }
+    names: dict[str, Any] = {
+        "MISSING": MISSING,
+        "quantity": words.quantity,
+        "quantities": words.quantities,
+        "comparison": words.comparison,
+        "capacity_figure": words.capacity_figure,
+        "capacity_confidence": words.capacity_confidence,
+        "reasons_that_matter": words.reasons_that_matter,
+        "failed_requests": words.failed_requests,
+        "attainment": _attainment,
+        "all_evidence": _all_evidence,
+        "width_of": _width_of,
+        "decision_of": words.decision_of,
+        "decision_words": words.DECISION_WORDS,
+        "stage_label": words.stage_label,
+        "notes_of": words.notes,
+        "money": cost_words.money,
+        "joules": cost_words.joules,
+        "COST_COLUMNS": cost_words.COLUMNS,
+        "told_rivals": words.told_rivals,
+        "NEUTRAL": words.NEUTRAL,
+    }
+    return template("report.html.j2", filters, names)
 
 
 def _coded(text: str) -> Markup:
     """Our own words, in which `backticks` stand around what is typed."""
     return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(text)))
-
-
-def _csp_hash(text: str) -> str:
-    digest = base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")
-    return f"'sha256-{digest}'"
 
 
 def _attainment(stage: StageResult | ClassResult, slo_text: str) -> str:
