@@ -84,7 +84,7 @@ def _look(
     from pinchpoint.probe.address import parse_address
     from pinchpoint.probe.local import is_this_machine, listening_pids
     from pinchpoint.probe.signatures import load_signatures
-    from pinchpoint.report.telemetry_text import survey_screen
+    from pinchpoint.report.telemetry_text import live_screen
     from pinchpoint.telemetry.discovery import discover, named
     from pinchpoint.telemetry.survey import Machine, Watch, local_sources, make_survey
 
@@ -147,7 +147,7 @@ def _look(
             if live_shown:
                 with Live(console=console, auto_refresh=False, transient=True, vertical_overflow="ellipsis") as live:
                     while until_s is None or time.monotonic() < until_s:
-                        live.update(survey_screen(survey()), refresh=True)
+                        live.update(live_screen(survey(), console.height), refresh=True)
                         time.sleep(REDRAW_S)
             else:
                 while until_s is None or time.monotonic() < until_s:

@@ -51,8 +51,7 @@ class Row(msgspec.Struct, frozen=True):
     """Of `value`; of a rate the unit of what is counted."""
     how: How
     value: float | None
-    """Over label sets the largest for units that are NEVER_ADDED, the sum for everything else. None: read, but no number
-    could be made."""
+    """Over label sets the largest for NEVER_ADDED units, the sum for everything else. None: read, but no number."""
     observations_per_s: float | None
     """Of a histogram; None for other kinds, and before there are two readings."""
     label_sets: int

@@ -9,7 +9,6 @@ import ssl
 import threading
 import zlib
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -213,8 +212,11 @@ def _read(path: Path) -> bytes:
     except OSError as error:
         raise UsageError(f"cannot read {path}: {error.strerror}; give a file, or a URL that begins with http") from None
     if data.startswith(GZIP_MAGIC):
-        with suppress(OSError, EOFError, zlib.error), gzip.GzipFile(fileobj=BytesIO(data)) as packed:
-            data = packed.read(MAX_PAGE_BYTES + 1)
+        try:
+            with gzip.GzipFile(fileobj=BytesIO(data)) as packed:
+                data = packed.read(MAX_PAGE_BYTES + 1)
+        except (OSError, EOFError, zlib.error):
+            raise UsageError(f"{path} is compressed and damaged; save it again") from None
     if len(data) > MAX_PAGE_BYTES:
         raise UsageError(f"{path} has more than {MAX_PAGE_BYTES >> 20} MB; no page of metrics is that large")
     return data
