@@ -14,9 +14,11 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Group, Parameter
 
 from pinchpoint import __version__
+from pinchpoint.cli_agent import agent_app
 from pinchpoint.cli_lab import lab_app
 from pinchpoint.cli_output import OUTPUT, Json, Slos, complain, print_json, print_verdict
 from pinchpoint.cli_plan import plan_app, workloads
+from pinchpoint.cli_telemetry import telemetry_app
 from pinchpoint.cli_workload import workload_app
 from pinchpoint.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_UNSUPPORTED, EXIT_USAGE, PinchpointError, UsageError
 from pinchpoint.telemetryflags import NO_FLAGS, TelemetryFlags, telemetry_values
@@ -27,6 +29,8 @@ app = App(
     version=__version__,
     help_format="plaintext",
 )
+app.command(telemetry_app)
+app.command(agent_app)
 app.command(lab_app)
 app.command(plan_app)
 app.command(workloads)
