@@ -31,11 +31,14 @@ class NodeShares:
     def read(self, readings: Iterable[Reading]) -> list[Reading]:
         """What the page's readings say of shares: nothing for pages without CPU time or memory.
 
-        The first page gives no shares of CPU, and neither does one on which cores came or went.
+        What the page tells itself, as the agent's does, is not told twice. The first page gives no shares of CPU, and
+        neither does one on which cores came or went.
         """
         cores: dict[str, dict[str, float]] = {}
         memory: dict[str, float] = {}
+        told: set[str | None] = set()
         for reading in readings:
+            told.add(reading.series)
             if reading.series == CPU_TIME:
                 core, mode = self._place(reading.labels)
                 cores.setdefault(core, {})[mode] = reading.value
@@ -44,7 +47,7 @@ class NodeShares:
         shares = self._cpu(cores)
         if memory.get(TOTAL) and AVAILABLE in memory:
             shares.append(own(USED, 1.0 - memory[AVAILABLE] / memory[TOTAL]))
-        return [share._replace(labels=self._labels) for share in shares] if self._labels else shares
+        return [share._replace(labels=self._labels) for share in shares if share.series not in told]
 
     def _place(self, labels: str) -> tuple[str, str]:
         place = self._places.get(labels)

@@ -1,20 +1,17 @@
 """Source `host-NAME`: another machine, read from the agent that runs there, or from its node-exporter.
 
-The readings have the same series as those of this host, with the label `host`; shares that an exporter only counts the
-seconds of are made here. The machine's clock is compared with ours on every page.
+The readings have the same series as those of this host, with the label `host`, whichever of the two they are read
+from. The machine's clock is compared with ours on every page.
 """
 
 import re
 import ssl
-from collections.abc import Iterable
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from pinchpoint.catalog import Catalog
 from pinchpoint.errors import UsageError
 from pinchpoint.telemetry.config import Reading
-from pinchpoint.telemetry.kept_file import label
-from pinchpoint.telemetry.node_page import NodeShares
 from pinchpoint.telemetry.page import Page
 
 DEFAULT_PATH = "/metrics"
@@ -55,16 +52,7 @@ class RemoteHost:
     ) -> None:
         """token: what the agent asks for; never in a reading or a message."""
         self.name = f"host-{address.name}"
-        self._host = address.name
         self._page = Page(address.url, self.name, catalog, api_key=token, tls=tls, host=address.name)
-        self._shares = NodeShares()
 
     def read(self) -> tuple[int, list[Reading]]:
-        t_ns, readings = self._page.read()
-        return t_ns, readings + self._missing(readings)
-
-    def _missing(self, readings: Iterable[Reading]) -> list[Reading]:
-        """Shares that the page does not tell itself."""
-        told = {reading.series for reading in readings}
-        labels = label("host", self._host)
-        return [made._replace(labels=labels) for made in self._shares.read(readings) if made.series not in told]
+        return self._page.read()

@@ -65,3 +65,12 @@ def test_hostile_labels_do_no_harm(core: str, mode: str) -> None:
     for value in (1.0, 2.0):
         labels = format_labels({"cpu": core, "mode": mode})
         shares.read([Reading("node_cpu_seconds_total", "host.cpu_s_total", labels, value)])
+
+
+def test_what_the_page_tells_itself_is_not_told_twice() -> None:
+    readings = [
+        Reading("node_memory_MemTotal_bytes", "host.memory_total_bytes", "", 8e9),
+        Reading("node_memory_MemAvailable_bytes", "host.memory_available_bytes", "", 2e9),
+        Reading("host.memory_used_ratio", "host.memory_used_ratio", "", 0.7),
+    ]
+    assert NodeShares().read(readings) == []
