@@ -17,6 +17,7 @@ import msgspec
 from pinchpoint.catalog import parse_labels
 from pinchpoint.telemetry.accelerator import PCI_VENDORS, Accelerator, bus_id
 from pinchpoint.telemetry.config import Reading
+from pinchpoint.telemetry.nvml import find_nvml
 
 KIB_BYTES = 1 << 10
 MAX_DEVICES = 256
@@ -61,6 +62,17 @@ def take_inventory(
         numa=tuple(_numa_nodes(sys / "devices/system/node")),
         accelerators=merged(known, pci_accelerators(sys / "bus/pci/devices")),
     )
+
+
+def describe_host() -> Inventory:
+    """This host, with what NVML says of its GPUs where it can be had. Starts no process; NVML may take a second."""
+    nvml = find_nvml()
+    if nvml is None:
+        return take_inventory()
+    try:
+        return take_inventory(nvml.accelerators())
+    finally:
+        nvml.close()
 
 
 def from_readings(readings: Iterable[Reading], source: str) -> list[Accelerator]:

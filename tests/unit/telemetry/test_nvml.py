@@ -20,6 +20,7 @@ from tests.support.fake_nvml import H100, FakeNvml, build
 from pinchpoint.catalog import load_catalog, parse_labels
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.telemetry.config import CollectorConfig, Reading
+from pinchpoint.telemetry.inventory import describe_host
 from pinchpoint.telemetry.nvml import SLOW_PERIOD_S, Nvml, _Device, find_nvml
 
 pytest.importorskip("pynvml")
@@ -389,6 +390,15 @@ def test_what_a_gpu_is_can_be_asked_without_reading_it(bench: Bench) -> None:
     assert (known.kind, known.index, known.name) == ("nvidia", 0, "NVIDIA H100 80GB HBM3")
     assert (known.bus_id, known.memory_bytes, known.mig) == ("0000:19:00.0", 85520809984, False)
     assert (known.driver, known.source) == ("590.48.01", "nvml")
+
+
+def test_the_inventory_of_the_host_has_the_gpus_that_nvml_names(bench: Bench) -> None:
+    bench.fake.change(H100 | {"gpus": 2, "bus_id.1": "00000000:3B:00.0"})
+    nvidia = [device for device in describe_host().accelerators if device.source == "nvml"]
+    assert [(d.index, d.bus_id, d.name) for d in nvidia] == [
+        (0, "0000:19:00.0", "NVIDIA H100 80GB HBM3"),
+        (1, "0000:3b:00.0", "NVIDIA H100 80GB HBM3"),
+    ]
 
 
 def test_what_was_taken_is_given_back(bench: Bench) -> None:
