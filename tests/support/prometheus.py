@@ -6,7 +6,6 @@ Tests are skipped where they are not installed, unless PINCHPOINT_REQUIRE_REAL n
 import contextlib
 import json
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.real_engines import REQUIRED
+from tests.support.real_engines import REQUIRED, free_ports
 
 SERVER, EXPORTER = "prometheus", "prometheus-node-exporter"
 STARTUP_LIMIT_S = 120.0
@@ -53,7 +52,7 @@ class RealPrometheus:
 def real_prometheus(*more_targets: tuple[str, str]) -> Iterator[RealPrometheus]:
     """Ready, with some scrapes of each target in it. more_targets: (job, host:port), scraped under the same labels."""
     with tempfile.TemporaryDirectory() as folder:
-        web, exporter = _free_ports(2)
+        web, exporter = free_ports(2)
         jobs = [("node", f"127.0.0.1:{exporter}"), *more_targets]
         config = Path(folder, "prometheus.yml")
         config.write_text(
@@ -102,9 +101,3 @@ def _running(program: str, *flags: str) -> Iterator[subprocess.Popen[bytes]]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
-        return [one.getsockname()[1] for one in sockets]

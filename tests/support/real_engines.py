@@ -99,7 +99,7 @@ def llama(slots: int, *flags: object) -> Iterator[str]:
 @contextmanager
 def triton() -> Iterator[Triton]:
     """tritonserver with the models of triton_models.py."""
-    http, grpc, metrics = _free_ports(3)
+    http, grpc, metrics = free_ports(3)
     # The server's Python backend must find the libpython of the interpreter that its environment was made with.
     libraries = os.pathsep.join(filter(None, (sysconfig.get_config_var("LIBDIR"), os.environ.get("LD_LIBRARY_PATH"))))
     command = [_python("triton"), SERVERS / "triton_models.py", http, grpc, metrics]
@@ -111,7 +111,7 @@ def triton() -> Iterator[Triton]:
 @contextmanager
 def tensorflow(directory: Path) -> Iterator[str]:
     """TensorFlow Serving's gRPC services around SavedModels written to `directory`. Yields host:port."""
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     with _server([_python("tensorflow"), SERVERS / "tensorflow_server.py", port, directory], {}) as server:
         server.line("ready")
         yield f"127.0.0.1:{port}"
@@ -120,7 +120,7 @@ def tensorflow(directory: Path) -> Iterator[str]:
 @contextmanager
 def transformers_serve() -> Iterator[str]:
     """`transformers serve` with continuous batching. Yields its base URL; the model to ask for is MODEL_DIR."""
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     batching = "--continuous-batching --dtype float32 --cb-block-size 32 --cb-num-blocks 256 --cb-max-batch-tokens 256"
     command = [_script("transformers", "transformers"), "serve", "--host", "127.0.0.1", "--port", port]
     with _server([*command, "--device", "cpu", *batching.split()], OFFLINE | PASSIVE) as server:
@@ -130,7 +130,7 @@ def transformers_serve() -> Iterator[str]:
 @contextmanager
 def vllm(*flags: object) -> Iterator[str]:
     """`vllm serve` with SmolLM2 under the name MODEL_NAME. Yields its base URL."""
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     preloaded = [path for path in (TCMALLOC, REAL / "vllm" / "lib" / "libiomp5.so") if path.exists()]
     environment = OFFLINE | {
         "VLLM_NO_USAGE_STATS": "1",
@@ -149,7 +149,7 @@ def vllm(*flags: object) -> Iterator[str]:
 @contextmanager
 def otlp_sink(file: Path) -> Iterator[str]:
     """Writes the spans that it receives to `file`, a line of OTLP JSON per export. Yields the endpoint for vLLM."""
-    (port,) = _free_ports(1)
+    (port,) = free_ports(1)
     with _server([_python("vllm"), SERVERS / "otlp_sink.py", port, file], {}) as server:
         server.line("ready")
         yield f"grpc://127.0.0.1:{port}"
@@ -165,7 +165,7 @@ def _script(name: str, script: str) -> Path:
     return path
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Held open together until all are known, so that they differ."""
     sockets = [socket.socket() for _ in range(count)]
     try:
