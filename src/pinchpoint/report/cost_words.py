@@ -1,5 +1,6 @@
 """Cost in words and tables, the same for the screen and for the page."""
 
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -12,14 +13,22 @@ from pinchpoint.units import MISSING, significant
 
 CURRENCY_LENGTH_MAX = 8
 KILO = 1e3
-COLUMNS = (
-    ("per request", "per_request"),
-    ("per 1k input tokens", "per_1k_input_tokens"),
-    ("per 1k output tokens", "per_1k_output_tokens"),
-    ("per 1k output tokens within the SLOs", "per_1k_good_output_tokens"),
-    ("per 1M tokens", "per_1m_tokens"),
+ENERGY_COLUMNS = (
+    ("per request", "per_request", 1.0),
+    ("per 1k input tokens", "per_1k_input_tokens", 1.0),
+    ("per 1k output tokens", "per_1k_output_tokens", 1.0),
+    ("per 1k output tokens within the SLOs", "per_1k_good_output_tokens", 1.0),
+    ("per 1M tokens", "per_1m_tokens", 1.0),
 )
-"""What is printed, and the field of cost.Amounts that holds it."""
+"""What is printed, the field of cost.Amounts that holds it, and how many of them are printed."""
+MONEY_COLUMNS = (
+    ("per 1k requests", "per_request", KILO),
+    ("per 1M input tokens", "per_1k_input_tokens", KILO),
+    ("per 1M output tokens", "per_1k_output_tokens", KILO),
+    ("per 1M output tokens within the SLOs", "per_1k_good_output_tokens", KILO),
+    ("per 1M tokens", "per_1m_tokens", 1.0),
+)
+"""The same of money, of which a single request costs too little to read."""
 
 
 def money(value: float | None, currency: str) -> str:
@@ -82,18 +91,14 @@ def cost_block(cost: Cost) -> RenderableType | None:
     if step.money is not None:
         first.append(money(step.money.per_1m_tokens, cost.currency), style="bold cyan")
         first.append(" per million tokens")
-        amounts += (
-            [f"{money(step.money.per_request, cost.currency)} and"]
-            if step.energy_j is not None
-            else [f"{money(step.money.per_request, cost.currency)} per request"]
-        )
+        amounts.append(f"{money(thousandfold(step.money.per_request), cost.currency)} per 1k requests")
     if step.energy_j is not None:
         first.append("  " if len(first) else "")
         first.append(joules(step.energy_j.per_1k_output_tokens), style="bold cyan")
         first.append(" per 1k output tokens")
         amounts.append(f"{joules(step.energy_j.per_request)} per request")
     rate = f", {words.offered(step.rate_rps)} req/s" if step.rate_rps is not None else ""
-    second = " ".join(amounts) + f" ({where}{rate})"
+    second = ", ".join(amounts) + f" ({where}{rate})"
     lines += [first, Text(second, no_wrap=True, overflow="ellipsis")]
     if cost.price_source is not None and cost.price_source != "given":
         lines.append(literal(f"price: {cost.price_source}; yours differs", "dim"))
@@ -101,7 +106,7 @@ def cost_block(cost: Cost) -> RenderableType | None:
 
 
 def cost_rows(cost: Cost) -> list[dict[str, Any]]:
-    """One row per step for the page: texts, in the order of COLUMNS."""
+    """One row per step for the page: texts, in the order of MONEY_COLUMNS and ENERGY_COLUMNS."""
     rows = []
     for step in cost.steps:
         covered = step.energy_covered_ratio
@@ -112,12 +117,19 @@ def cost_rows(cost: Cost) -> list[dict[str, Any]]:
                 "requests": step.requests,
                 "power": watts(step.power_w),
                 "covered": None if covered is None or covered > 1 - 1e-6 else covered,
-                "money": _cells(step.money, lambda value: money(value, "").strip()),
-                "energy": _cells(step.energy_j, joules),
+                "money": _cells(step.money, MONEY_COLUMNS, lambda value: money(value, "").strip()),
+                "energy": _cells(step.energy_j, ENERGY_COLUMNS, joules),
             }
         )
     return rows
 
 
-def _cells(amounts: Amounts | None, write: Any) -> list[str]:
-    return [write(None if amounts is None else getattr(amounts, field)) for _, field in COLUMNS]
+def thousandfold(value: float | None) -> float | None:
+    return None if value is None else KILO * value
+
+
+def _cells(
+    amounts: Amounts | None, columns: tuple[tuple[str, str, float], ...], write: Callable[[float | None], str]
+) -> list[str]:
+    values = [(None if amounts is None else getattr(amounts, field), factor) for _, field, factor in columns]
+    return [write(None if value is None else factor * value) for value, factor in values]

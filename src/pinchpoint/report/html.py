@@ -127,7 +127,9 @@ def _template() -> Template:
         "notes_of": words.notes,
         "money": cost_words.money,
         "joules": cost_words.joules,
-        "COST_COLUMNS": cost_words.COLUMNS,
+        "MONEY_COLUMNS": cost_words.MONEY_COLUMNS,
+        "ENERGY_COLUMNS": cost_words.ENERGY_COLUMNS,
+        "thousandfold": cost_words.thousandfold,
         "told_rivals": words.told_rivals,
         "NEUTRAL": words.NEUTRAL,
     }

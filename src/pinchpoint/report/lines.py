@@ -23,9 +23,9 @@ BINS_MAX = 120
 BIN_MIN_S = 3.0
 """Means of a histogram are taken over bins: between two readings a page has seldom counted enough."""
 MACHINE_LABELS = ("host", "replica")
-TELLING_LABELS = ("gpu", "nic", "worker", "host", "replica", "engine", "path", "connection", "reason", "core", "device")
+TELLING_LABELS = ("gpu", "nic", "worker", "host", "replica", "engine", "path", "connection", "reason", "cpu", "device")
 """Which label tells children apart is looked for in this order, then by the alphabet."""
-WORDS = {"gpu": "GPU {}", "worker": "worker {}", "engine": "engine {}", "core": "core {}", "replica": "replica {}"}
+WORDS = {"gpu": "GPU {}", "worker": "worker {}", "engine": "engine {}", "cpu": "core {}", "replica": "replica {}"}
 """How the value of a label is written where it says little alone."""
 NATURAL_DIGITS = 12
 
@@ -169,13 +169,18 @@ def _names(children: Sequence[Child]) -> list[str]:
             chosen.append(key)
             groups = finer
     by_source = groups < len(children) and len({child.source for child in children}) > 1
-    return [
-        ", ".join(
-            [WORDS.get(key, "{}").format(child.labels[key]) for key in chosen if child.labels.get(key)]
-            + ([child.source] if by_source else [])
-        )
-        for child in children
-    ]
+    return [", ".join(_words(child, chosen) + ([child.source] if by_source else [])) for child in children]
+
+
+def _words(child: Child, keys: Sequence[str]) -> list[str]:
+    """The values of labels as they are written; a reading of this machine has no label that says so."""
+    found = []
+    for key in keys:
+        if value := child.labels.get(key):
+            found.append(WORDS.get(key, "{}").format(value))
+        elif key == "host":
+            found.append("here")
+    return found
 
 
 def _combined(found: Sequence[Series], how: str = "largest") -> Series:

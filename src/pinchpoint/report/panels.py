@@ -184,7 +184,7 @@ PANELS = (
         "connect",
         "network",
         "Time to connect",
-        "Half a round trip more than the network needs: a full accept queue or slow TLS handshakes.",
+        "What it takes beyond the round trip of the network is a full accept queue or a slow TLS handshake.",
         "time",
         "s",
         (Line("probe.connect_s", "connect", "each", by="path"),),

@@ -180,12 +180,12 @@
     return splits;
   };
 
-  const axes = (spec, xLabel, narrow) => {
+  const axes = (spec, xLabel, narrow, small) => {
     const base = {
       stroke: () => colour("soft"), font: "11px system-ui, sans-serif", labelFont: "11px system-ui, sans-serif",
       grid: { stroke: () => colour("grid"), width: 1 }, ticks: { stroke: () => colour("grid"), width: 1, size: 4 },
     };
-    const y = { ...base, size: narrow ? 50 : 58, label: spec.axis, labelSize: 16, gap: 4, values: (u, splits) => splits.map((v) => format(spec.unit, v)) };
+    const y = { ...base, size: narrow ? 50 : 58, ...(small ? {} : { label: spec.axis, labelSize: 16 }), gap: 4, values: (u, splits) => splits.map((v) => format(spec.unit, v)) };
     if (spec.log) Object.assign(y, { splits: logSplits, filter: (u, splits) => splits });
     return [{ ...base, size: 26, gap: 3, ...(xLabel ? { label: xLabel, labelSize: 17, labelGap: 0 } : {}), space: narrow ? 44 : 60 }, y];
   };
@@ -230,7 +230,7 @@
         y: false,
       },
       scales: { x: { time: false }, y: { distr: spec.log ? 3 : 1, range: yRange(spec) } },
-      axes: axes(spec, xLabel, narrow),
+      axes: axes(spec, xLabel, narrow, small),
       series: [{ label: xLabel || "t" }, ...spec.series.map((line) => seriesOptions(spec, line))],
       hooks: {
         drawClear: [time ? stageBands(small) : capacityBand(spec)],
