@@ -4,15 +4,16 @@ Readers of OTLP and of files bring a `Sent` (what a sender told, untrusted) and 
 none.
 """
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import msgspec
+
 MAX_NAME_CHARS = 200
 MAX_VALUE_CHARS = 256
-MAX_ATTRIBUTES_CHARS = 4096
-"""Attributes of one span as JSON; vLLM's take 500 characters. More are left out, those of generative AI last."""
+MAX_ATTRIBUTES_BYTES = 4096
+"""Attributes of one span as JSON; vLLM's take 500 bytes. More are left out, those of generative AI last."""
 MAX_ATTRIBUTES = 128
 """Of one span; the default limit of OpenTelemetry's SDKs (specification, "Span limits")."""
 INT64_MAX = 2**63 - 1
@@ -105,18 +106,21 @@ def checked(sent: Sent, sender: Sender) -> Span | str:
 def attributes_json(attributes: Mapping[str, Any]) -> str:
     """Attributes as a JSON object of numbers, truths and texts; long texts cut, nested values as text."""
     kept: dict[str, Any] = {}
-    chars = 2
-    for key in sorted(attributes, key=lambda key: not key.startswith(FIRST_KEPT)):
+    for key in sorted(attributes, key=_kept_late):
         if key.startswith(SPOKEN) or len(kept) == MAX_ATTRIBUTES:
             continue
-        name, value = _text(key), _plain(attributes[key])
-        if key in ADDRESSES:
-            value = str(value).partition("?")[0]
-        chars += len(json.dumps({name: value}))
-        if chars > MAX_ATTRIBUTES_CHARS:
-            break
-        kept[name] = value
-    return json.dumps(kept, separators=(",", ":"))
+        value = _plain(attributes[key])
+        kept[_text(key)] = str(value).partition("?")[0] if key in ADDRESSES else value
+    text = msgspec.json.encode(kept)
+    while len(text) > MAX_ATTRIBUTES_BYTES:  # those that matter least stand last
+        for key in list(kept)[-(len(kept) // 4 + 1) :]:
+            del kept[key]
+        text = msgspec.json.encode(kept)
+    return text.decode()
+
+
+def _kept_late(key: str) -> bool:
+    return not key.startswith(FIRST_KEPT)
 
 
 def _plain(value: Any) -> Any:
@@ -131,8 +135,8 @@ def _plain(value: Any) -> Any:
 
 def _text(value: Any, limit: int = MAX_NAME_CHARS) -> str:
     """A surrogate alone can be written down in JSON and in no file."""
-    text = value if isinstance(value, str) else _listed(value)
-    return text[:limit].encode("utf-8", "replace").decode("utf-8")
+    text = (value if isinstance(value, str) else _listed(value))[:limit]
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _listed(value: Any) -> str:

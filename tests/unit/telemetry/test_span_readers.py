@@ -11,7 +11,7 @@ from tests.support.otlp_exports import BEGUN_NS, TRACE, as_json, as_protobuf, at
 
 from pinchpoint.telemetry.otlp_json import NotSpansError, spans_in_json, spans_of
 from pinchpoint.telemetry.otlp_protobuf import answer, failure, spans_in_protobuf
-from pinchpoint.telemetry.span import MAX_ATTRIBUTES_CHARS, MAX_NAME_CHARS, Span
+from pinchpoint.telemetry.span import MAX_ATTRIBUTES_BYTES, MAX_NAME_CHARS, Span
 
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
@@ -119,7 +119,7 @@ def test_long_things_are_cut_and_the_attributes_of_generative_ai_stay() -> None:
     told["attributes"] += [attribute(f"more.{number}", "y" * 5000) for number in range(1000)]
     ((one,), _) = spans_in_json(as_json(export(told, service="s" * 5000)))
     assert len(one.name) == len(one.service) == MAX_NAME_CHARS
-    assert len(one.attributes_json) <= MAX_ATTRIBUTES_CHARS
+    assert len(one.attributes_json.encode()) <= MAX_ATTRIBUTES_BYTES
     assert json.loads(one.attributes_json)["gen_ai.latency.e2e"] == 1.5
 
 
@@ -137,7 +137,7 @@ def test_an_export_of_nothing_is_one() -> None:
 
 def bounded(spans: list[Span]) -> None:
     for one in spans:
-        assert len(one.attributes_json) <= MAX_ATTRIBUTES_CHARS
+        assert len(one.attributes_json.encode()) <= MAX_ATTRIBUTES_BYTES
         json.loads(one.attributes_json)
         "".join(text for text in one if isinstance(text, str)).encode()
 
