@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pinchpoint.catalog import load_catalog
-from pinchpoint.clock import monotonic_ns
+from pinchpoint.clock import monotonic_ns, realtime_offset_ns
 from pinchpoint.errors import PinchpointError, UnsupportedMeasurementError, UsageError
 from pinchpoint.fetch import tls_context
 from pinchpoint.model import TargetFacts
@@ -24,9 +24,15 @@ from pinchpoint.telemetry.handle import CollectorHandle, start_collector
 from pinchpoint.telemetry.otlp import EXPORT_DELAY_S
 from pinchpoint.telemetry.prometheus_api import PrometheusServer, auth_headers
 from pinchpoint.telemetry.remote_host import parse_remote_host
+from pinchpoint.telemetry.span_files import import_spans
+from pinchpoint.telemetry.stacks import StackSampling, find_py_spy
+from pinchpoint.traceids import salt_of
 
 EXPORT_MARGIN_S = 1.0
 """Spans come so much later than their sender's delay."""
+STACKS_MAX_S = 20.0
+"""Of a window of stacks: enough to tell where the time goes; sampling slows a process a little."""
+STACKS_TOLD = 3
 MODELS_PATH = "/v1/models"
 
 
@@ -64,8 +70,15 @@ class Collecting:
                 f"spans are received at http://{spec.otlp.host}:{spec.otlp.http_port} (HTTP) and "
                 f"{spec.otlp.host}:{spec.otlp.grpc_port} (gRPC)"
             )
+        if spec.stacks and find_py_spy() is None:
+            raise UsageError("--stacks needs py-spy; pip install 'pinchpoint[stacks]'")
+        if spec.stacks and not facts.server_pids:
+            self.notes.append("no stacks are sampled: the service has no processes that can be seen on this host")
+        if spec.spans is not None and not Path(spec.spans).exists():
+            raise UsageError(f"there is no {spec.spans}; give the file or the directory of the spans")
         self._collector: CollectorHandle | None = None
-        self._begun_ns = 0
+        self._stacks: StackSampling | None = None
+        self._begun_ns, self._run_id = 0, ""
 
     def _find_pages(self) -> tuple[PageAt, ...]:
         """The engine's page first. Pages that are found are told apart from those of the plan by their URLs only."""
@@ -76,7 +89,9 @@ class Collecting:
             name, equals, url = text.partition("=")
             if not equals or "/" in name:
                 name, url = f"page-{place + 1}", text
-            pages.append(PageAt(name, url))
+                pages.append(PageAt(name, url, host=None if _is_here(url) else urlsplit(url).hostname))
+            else:
+                pages.append(PageAt(name, url, host=name))
         if spec.discover and urlsplit(facts.url).scheme in ("http", "https"):
             known = {page.url.rstrip("/") for page in pages}
             found = discover(facts.url, load_catalog(), api_key=self._api_key, tls=self._tls, host=machine)
@@ -95,7 +110,7 @@ class Collecting:
             recorder.on_event("telemetry", message=note)
         for page in self._pages:
             recorder.on_event("telemetry", message=f"page {page.name} at {page.url}")
-        self._begun_ns = monotonic_ns()
+        self._begun_ns, self._run_id = monotonic_ns(), run_id
         self._collector = start_collector(
             CollectorConfig(
                 out_dir=str(run_path.resolve()),
@@ -121,8 +136,19 @@ class Collecting:
             why = self._collector.complaint() or "it said nothing"
             raise UnsupportedMeasurementError(f"the telemetry collector ended before the load began: {why}")
 
+    def sample_stacks(self, run_path: Path, duration_s: float) -> None:
+        """Begins the one window in which stacks are sampled, where the plan asks for that; later calls do nothing."""
+        if self._plan.telemetry.stacks and self._facts.server_pids and self._stacks is None:
+            self._stacks = StackSampling(self._facts.server_pids, run_path, min(duration_s, STACKS_MAX_S))
+
     def finish(self, run_path: Path, recorder: Recorder) -> None:
         """Ends the collector and reads what others have stored. What goes wrong becomes an event."""
+        if self._stacks is not None:
+            self._stacks.stop()
+            seen = self._stacks.finish()
+            top = [f"{frame.name} {frame.own_ratio:.0%}" for frame in seen.frames[:STACKS_TOLD]]
+            told = f"{seen.samples} stacks were sampled; innermost: {', '.join(top)}" if top else "no stack was sampled"
+            recorder.on_event("stacks", message="; ".join((told, *seen.problems)))
         if self._collector is None:
             return
         if self._plan.telemetry.otlp is not None and self._collector.alive():
@@ -138,6 +164,31 @@ class Collecting:
                 notes = (f"nothing came from the Prometheus server: {error}",)
             for note in notes:
                 recorder.on_event("prometheus", message=note)
+        self._read_spans(run_path, recorder)
+
+    def _read_spans(self, run_path: Path, recorder: Recorder) -> None:
+        spec = self._plan.telemetry
+        if spec.spans is None:
+            return
+        try:
+            taken = import_spans(
+                Path(spec.spans),
+                run_path,
+                salt=salt_of(self._run_id),
+                realtime_offset_ns=realtime_offset_ns()[0],
+                start_ns=self._begun_ns,
+                end_ns=monotonic_ns(),
+            )
+        except (OSError, PinchpointError) as error:
+            recorder.on_event("spans", message=f"no spans were read: {error}")
+            return
+        for note in taken.notes:
+            recorder.on_event("spans", message=note)
+
+
+def _is_here(url: str) -> bool:
+    """As far as the address tells: readings of this machine need no name."""
+    return urlsplit(url).hostname in ("localhost", "127.0.0.1", "::1")
 
 
 def _null_requests(facts: TargetFacts) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ import msgspec
 from pinchpoint.clock import monotonic_ns
 from pinchpoint.collecting import Collecting
 from pinchpoint.errors import PinchpointError, TargetError, UsageError
+from pinchpoint.fetch import tls_context
 from pinchpoint.launch import (
     DEFAULT_MODEL,
     RunOutcome,
@@ -100,6 +101,10 @@ def run_live(
     slos = slos_of(plan, resolve(plan, None))
     check_stages(plan)
     check_writable(out)
+    if plan.profile is not None:
+        from pinchpoint.capture import check_profile
+
+        check_profile(plan.profile)
     access = open_access(plan, api_key)
     on_progress(_probing())
     facts = probe(
@@ -151,6 +156,18 @@ def run_live(
         warm_connections=plan.transport.warm_connections or 0,
         run_id=writer.manifest.run_id,
     )
+    capture = None
+    if plan.profile is not None:
+        from pinchpoint.capture import Capture
+
+        tls = tls_context(plan.ca_file)
+        capture = Capture(plan.profile, facts, path, headers=dict(access.headers), tls=tls, local=shared_host)
+
+    def on_overload(longest_s: float) -> None:
+        collecting.sample_stacks(path, longest_s)
+        if capture is not None:
+            capture.start(longest_s)
+
     error: PinchpointError | None = None
     status, reason = "complete", None
     fleet = search = None
@@ -164,6 +181,7 @@ def run_live(
         driver = LiveDriver(fleet, table)
         search = Search(driver, recorder, Scheduler.of(plan, traffic), plan, slos)
         search.on_baseline = driver.refit
+        search.on_overload = on_overload
         search.run()
     except KeyboardInterrupt:
         status, reason = "aborted", "interrupted by the user"
@@ -175,6 +193,8 @@ def run_live(
         if fleet is not None:
             fleet.close()
             tell_lost(fleet, recorder)
+        if capture is not None:
+            capture.finish(recorder)
         collecting.finish(path, recorder)
         recorder.close()
         writer.seal(status, reason)

@@ -160,6 +160,8 @@ class Search:
         self.baseline: Baseline | None = None
         self.on_baseline: Callable[[Baseline], None] | None = None
         """Called once the unloaded latencies are known, before the first search step (prompts are re-fitted)."""
+        self.on_overload: Callable[[float], None] | None = None
+        """Called when a step begins that is meant to overload the service, with its longest duration in seconds."""
         self._taken: list[_Taken] = []
         """Every step of search and overload, in their order."""
         self._throughput: dict[float, float] = {}
@@ -394,6 +396,8 @@ class Search:
         for _ in range(OVERLOAD_TRIES):
             rate_rps = min(rate_rps, ceiling_rps)
             max_s = min(self._overload_s, max(self._steps.left_s, STEP_RANGE_S[0]))
+            if self.on_overload:
+                self.on_overload(max_s)
             if self._step(_neat(rate_rps), kind="overload", max_s=max_s, decide_early=False) != "mild":
                 break
             if rate_rps >= ceiling_rps:

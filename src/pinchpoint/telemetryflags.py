@@ -74,6 +74,25 @@ class TelemetryFlags:
             group=_TELEMETRY, negative="", help="Sample the stacks of the service's Python processes (needs py-spy)."
         ),
     ] = None
+    profile: Annotated[
+        bool | None,
+        Parameter(
+            group=_TELEMETRY,
+            negative="",
+            help="Have the engine's own profiler (vLLM, SGLang) record a moment of overload, and analyse it.",
+        ),
+    ] = None
+    profile_dir: Annotated[
+        Path | None, Parameter(group=_TELEMETRY, help="Directory on this host that the engine writes its traces into.")
+    ] = None
+    profile_command: Annotated[
+        str | None,
+        Parameter(
+            group=_TELEMETRY,
+            help="A profiler in place of the engine's own; {seconds}, {directory} and {pid} are filled in.",
+        ),
+    ] = None
+    profile_window: Annotated[str | None, Parameter(group=_TELEMETRY, help="How long is profiled; default 2s.")] = None
     price_per_hour: Annotated[
         float | None, Parameter(group=_COST, help="Price of one accelerator and hour; default: a list price.")
     ] = None
@@ -112,8 +131,14 @@ def telemetry_values(flags: TelemetryFlags) -> dict[str, Any]:
         "trace_requests": flags.trace_requests,
         "stacks": flags.stacks,
     }
+    profile = {
+        "directory": str(flags.profile_dir) if flags.profile_dir is not None else None,
+        "command": flags.profile_command,
+        "window_s": parse_duration_s(flags.profile_window) if flags.profile_window is not None else None,
+    }
+    asked = _given(profile) or ({} if flags.profile else None)  # an empty table stands for all defaults
     cost = {"price_per_hour": flags.price_per_hour, "currency": flags.currency, "accelerators": flags.gpus}
-    return _given({"telemetry": _given(telemetry), "cost": _given(cost)}) or {}
+    return _given({"telemetry": _given(telemetry), "cost": _given(cost), "profile": asked}) or {}
 
 
 def _given(values: dict[str, Any]) -> dict[str, Any] | None:
