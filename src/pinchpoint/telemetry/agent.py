@@ -5,7 +5,7 @@ token, when there is one; beyond loopback there must be one. Nothing is logged, 
 body, and what one asker may take is bounded: a head of 16 KiB, five seconds, eight at once.
 
 The surprising thing: shares (CPU) cover the time since the page was read before, whoever read it. A second asker
-within 0.1 s gets the same page.
+within 0.1 s gets the same readings, and the clock of his own answer.
 """
 
 import contextlib
@@ -64,10 +64,13 @@ class AgentPage:
             now_ns = monotonic_ns()
             if self._read_ns is None or now_ns - self._read_ns >= CACHE_S * NS_PER_S:
                 readings = self._host.read()[1] + self._server_readings(now_ns)
-                readings.append(own("host.clock_unix_s", time.time()))
-                self._page = exposition(readings, self._catalog, self._labels).encode()
+                self._page = self._text(readings)
                 self._read_ns = now_ns
-            return self._page
+            # Of this answer, and not of the readings: whoever asks compares it with when he asked.
+            return self._page + self._text([own("host.clock_unix_s", time.time())])
+
+    def _text(self, readings: list[Reading]) -> bytes:
+        return exposition(readings, self._catalog, self._labels).encode()
 
     def _server_readings(self, now_ns: int) -> list[Reading]:
         if self._find is None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
 from tests.support.tls import Authority
 
 from pinchpoint.catalog import format_labels, load_catalog, parse_labels
@@ -101,13 +102,21 @@ def test_askers_who_say_nothing_are_hung_up_on(agent: Agent, monkeypatch: pytest
         assert connection.recv(1) == b""
 
 
-def test_a_second_asker_right_behind_the_first_gets_the_same_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    now_ns = iter((0, 50_000_000, 150_000_000))
+def test_a_second_asker_right_behind_the_first_gets_the_same_readings_with_a_clock_of_his_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now_ns, wall_s = iter((0, 50_000_000, 150_000_000)), iter((1000.0, 1000.05, 1000.15))
+    reads = iter(range(3))
     monkeypatch.setattr("pinchpoint.telemetry.agent.monotonic_ns", lambda: next(now_ns))
+    monkeypatch.setattr("pinchpoint.telemetry.agent.time.time", lambda: next(wall_s))
+    monkeypatch.setattr(
+        "pinchpoint.telemetry.agent.Host.read", lambda host: (0, [own("host.load1", float(next(reads)))])
+    )
     page = AgentPage("a")
-    first = page.read()
-    assert page.read() is first
-    assert page.read() is not first
+    pages = [PrometheusParser().parse(page.read())[0] for _ in range(3)]
+    told = [{sample.name: sample.value for sample in samples} for samples in pages]
+    assert [one["host.load1"] for one in told] == [0, 0, 1]
+    assert [one["host.clock_unix_s"] for one in told] == [1000.0, 1000.05, 1000.15]
 
 
 def test_a_service_that_restarts_is_found_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +182,13 @@ def test_a_page_reads_back_as_what_was_put_on_it(samples: list[tuple[str, float]
     assert [(s.name, s.labels, s.value) for s in parsed] == [
         (r.raw, {**parse_labels(r.labels), "host": 'a"b\\c'}, r.value) for r in readings
     ]
+
+
+def test_another_reader_of_the_format_finds_the_same_on_the_page() -> None:
+    text = AgentPage("gpu-1").read().decode()
+    ours, _ = PrometheusParser().parse(text)
+    theirs = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+    assert [(s.name, s.labels, s.value) for s in theirs] == [(s.name, s.labels, s.value) for s in ours]
 
 
 def test_the_verb_serves_until_it_is_ended_and_its_token_is_nowhere_to_be_seen() -> None:
