@@ -105,7 +105,7 @@ def _of_device(
     span_ns = end_ns - start_ns
     gaps = idle.find(trace, gpu, busy, steps)
     is_talk = np.isin(categories, list(numbers_of("communication")))
-    is_copy = np.isin(categories, list(numbers_of("copy"))) | (gpu.kind != KERNEL)
+    is_copy = np.isin(categories, list(numbers_of("copy"))) | (gpu.kind == MEMCPY)  # fills run on the compute units
     talk = union(gpu.start[is_talk], gpu.end[is_talk])
     copy = union(gpu.start[is_copy], gpu.end[is_copy])
     compute = union(gpu.start[~is_talk & ~is_copy], gpu.end[~is_talk & ~is_copy])
