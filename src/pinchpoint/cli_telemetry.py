@@ -182,7 +182,7 @@ def survey_json(survey: "Survey") -> dict[str, Any]:
         for told, coverage in zip(
             (page["coverage"] or {}).get("exporters", ()), seen.coverage.exporters if seen.coverage else (), strict=True
         ):
-            told["share"] = coverage.share
+            told["share"], told["share_expected"] = coverage.share, coverage.share_expected
     return {"schema": "pinchpoint.telemetry/1", **document}
 
 

@@ -29,6 +29,7 @@ LIMIT = "_limit"
 NO_LIMIT = 2.0**62
 """The kernel's word for none is its largest integer, or close to it."""
 HINT_CHARS = 4000
+SHARE_COLUMNS = 7
 LIVE_HEAD_LINES = 2
 LIVE_FOOT_LINES = 3
 UNITS_WITH_PREFIX = ("Hz", "J", "W", "FLOP")
@@ -106,23 +107,28 @@ def values_by_layer(rows: Sequence[Row]) -> Iterable[RenderableType]:
 
 def coverage_by_page(pages: Sequence[SeenPage]) -> Iterable[RenderableType]:
     """Where each page is, and a line for each exporter whose names are on it."""
+    yield _grid(
+        (literal(page.source), literal(page.place if page.coverage is not None else f"{page.place}, {page.title}"))
+        for page in pages
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False)
+    table.add_column("\nexporter", no_wrap=True, overflow="ellipsis")
+    several = len(pages) > 1
+    if several:
+        table.add_column("\npage", no_wrap=True, min_width=max(len(visible(page.source)) for page in pages))
+    for name in ("series\nfound", "of\nall", "of those it\nshows by itself", "names\nused"):
+        table.add_column(name, justify="right", no_wrap=True, min_width=max(SHARE_COLUMNS, *map(len, name.split("\n"))))
     for page in pages:
-        place = f"  {visible(page.place)}" if page.place != page.source else ""
-        if page.coverage is None:
-            yield Text.assemble(visible(page.source), (place, "dim"), f"  {visible(page.title)}")
-            continue
-        yield Text.assemble(visible(page.source), (place, "dim"))
-        table = Table(box=None, padding=(0, 2, 0, 0), show_edge=False, show_header=False)
-        table.add_column(no_wrap=True)
-        for _ in range(3):
-            table.add_column(justify="right", no_wrap=True)
-        for each in page.coverage.exporters:
-            found, all_ = len(each.found), len(each.found) + len(each.missing)
-            useful = each.names - len(each.unknown) - len(each.left_out)
-            shown = (f"{found} of {all_} series", format_ratio(each.share), f"{useful} of {each.names} names")
-            table.add_row(Text(f"  {visible(each.title)}"), *shown)
-        if page.coverage.strangers:
-            table.add_row(Text("  nobody known"), "", "", f"0 of {len(page.coverage.strangers)} names")
+        source = (literal(page.source),) if several else ()
+        for each in page.coverage.exporters if page.coverage is not None else ():
+            all_, useful = len(each.found) + len(each.missing), each.names - len(each.unknown) - len(each.left_out)
+            shares = (format_ratio(each.share), format_ratio(each.share_expected))
+            counts = (f"{len(each.found)}/{all_}", *shares, f"{useful}/{each.names}")
+            table.add_row(literal(each.title), *source, *counts)
+        strangers = page.coverage.strangers if page.coverage is not None else ()
+        if strangers:
+            table.add_row(Text("nobody known"), *source, "", "", "", f"0/{len(strangers)}")
+    if table.row_count:
         yield table
 
 

@@ -17,8 +17,8 @@ from pinchpoint.lab.readings import HostReading, ProcessReading
 from pinchpoint.rundir import PartWriter
 from pinchpoint.synth.degrade import ENGINE, GPU, HOST, NODE, SERVER, Degrader
 from pinchpoint.telemetry.config import Reading, event, own
-from pinchpoint.telemetry.engine_page import EnginePage
 from pinchpoint.telemetry.host import cpu_readings
+from pinchpoint.telemetry.page import Page
 
 EXPORTER_PERIOD_NS = NS_PER_S
 """Exporters of GPUs and hosts average over a second."""
@@ -35,7 +35,7 @@ class Telemetry:
         self._params = params
         self._degrader = degrader
         self._catalog = load_catalog()
-        self._pages: dict[tuple[str, int], EnginePage] = {}
+        self._pages: dict[tuple[str, int], Page] = {}
         self._before: dict[int, tuple[int, HostReading]] = {}
         self._labels: dict[tuple[str, int], str] = {}
         self._next_exporters_ns = 0
@@ -93,7 +93,7 @@ class Telemetry:
             return
         page = self._pages.get((source, index))
         if page is None:
-            page = self._pages[source, index] = EnginePage("", self._catalog)
+            page = self._pages[source, index] = Page("", source, self._catalog)
         readings: Sequence[Reading] = page.read_page(text.encode())
         if source == ENGINE:
             readings = self._degrader.counters(f"{source}-{index}", t_ns, readings, self._catalog)

@@ -21,7 +21,7 @@ from pinchpoint.lab.pages.text import go_number, labelled, python_number, rust_n
 from pinchpoint.lab.params import Disaggregation, Grammar, LabParams, Lora, Speculation
 from pinchpoint.lab.sequence import EngineRequest, Sequence
 from pinchpoint.telemetry.config import Reading
-from pinchpoint.telemetry.engine_page import EnginePage
+from pinchpoint.telemetry.page import Page
 from pinchpoint.telemetry.prometheus import PrometheusParser
 
 SHAPES = json.loads((Path(__file__).parents[2] / "data" / "metrics" / "shapes.json").read_text())
@@ -46,7 +46,7 @@ def shape(page: str) -> dict[str, dict[str, object]]:
 
 
 def readings(page: str) -> list[Reading]:
-    return EnginePage("", load_catalog()).read_page(page.encode())
+    return Page("", "engine", load_catalog()).read_page(page.encode())
 
 
 def canonical(page: str) -> dict[str, float]:
