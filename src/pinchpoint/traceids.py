@@ -3,7 +3,7 @@
 A request may carry the W3C header `traceparent: 00-<trace id>-<span id>-01` (W3C Trace Context, level 1, section 3.2).
 What a service then tells of the request bears the same trace id, and the number is read back out of it:
 
-    trace id = salt of the run (64 bits), request_id * SPREAD mod 2^64
+    trace id = salt of the run (64 bits), (request_id + 1) * SPREAD mod 2^64
     span id  = the lower half of the trace id, mixed with the salt, plus the number of the attempt
 
 The multiplication can be undone because SPREAD is odd, and it scatters successive numbers evenly over the range, which
@@ -30,12 +30,12 @@ def salt_of(run_id: str) -> int:
 
 def trace_id(salt: int, request_id: int) -> str:
     """32 hexadecimal digits."""
-    return f"{salt:016x}{request_id * SPREAD & MASK:016x}"
+    return f"{salt:016x}{_lower(request_id):016x}"
 
 
 def span_id(salt: int, request_id: int, attempt: int = 1) -> str:
     """16 hexadecimal digits, never all zero: the span that we play, which is the parent of the service's first."""
-    return f"{((request_id * SPREAD ^ salt) + attempt) & MASK or 1:016x}"
+    return f"{((_lower(request_id) ^ salt) + attempt) & MASK or 1:016x}"
 
 
 def traceparent(salt: int, request_id: int, attempt: int = 1) -> str:
@@ -48,6 +48,11 @@ def request_of(salt: int, trace: str) -> int | None:
     if len(trace) != 2 * HALF_DIGITS or trace[:HALF_DIGITS] != f"{salt:016x}":
         return None
     try:
-        return int(trace[HALF_DIGITS:], 16) * UNSPREAD & MASK
+        return (int(trace[HALF_DIGITS:], 16) * UNSPREAD - 1) & MASK
     except ValueError:
         return None
+
+
+def _lower(request_id: int) -> int:
+    """Zero for no request that there is: backends with identifiers of 64 bits keep this half alone."""
+    return (request_id + 1) * SPREAD & MASK

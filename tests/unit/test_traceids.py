@@ -35,6 +35,11 @@ def test_any_text_is_a_trace_of_ours_or_none(salt: int, text: str) -> None:
     assert request_of(salt, text) is None
 
 
+@given(SALTS, st.integers(0, 2**63))
+def test_the_half_that_backends_of_64_bits_keep_is_never_zero(salt: int, number: int) -> None:
+    assert int(trace_id(salt, number)[16:], 16)
+
+
 def test_successive_requests_are_sampled_evenly_by_ratio() -> None:
     """A sampler that keeps one in ten by the lower half of the trace id keeps about one in ten of ours."""
     kept = sum(int(trace_id(salt_of("r"), n)[16:], 16) < 2**64 // 10 for n in range(1000))

@@ -30,6 +30,8 @@ STAGE_WORDS = {
     "decode": "from the first token to the last",
 }
 BAR_COLUMNS = 20
+INSTANCE_CHARS = 24
+"""Of a host's name, or of the identifier that stands for it."""
 STEPS_SHOWN = 12
 STEP_KINDS = ("search", "overload", "recovery", "load")
 
@@ -87,7 +89,8 @@ def spans_section(view: RunView) -> dict[str, Any] | None:
 def clock_words(clock: SenderClock) -> str:
     """One sentence, without its full stop, about whose clock a sender's spans bear."""
     name = visible(clock.service) or "a sender without a name"
-    name += f" on {visible(clock.instance)}" if clock.instance and clock.instance != clock.service else ""
+    if clock.instance and clock.instance != clock.service:
+        name += f" on {visible(clock.instance, INSTANCE_CHARS)}"
     spans = counted(clock.spans, "span")
     if clock.offset_s is None or clock.error_s is None:
         return f"{name} ({spans}): no offset of its clock fits"
@@ -111,7 +114,7 @@ def _stage_table(found: Breakdown) -> Table:
     streamed = any(stage.first_token_share_ratio is not None for stage in found.stages)
     table = _table("stage", "median", "p95", "share", "")
     if streamed:
-        table.add_column("of the time until the first token", justify="right", header_style="dim")
+        table.add_column("until first token", justify="right", header_style="dim")
     for stage in found.stages:
         row = [
             literal(stage.name),

@@ -33,6 +33,10 @@ SPOKEN = (
 """Beginnings of attributes that hold what users or models said, what was looked up, or keys: never kept."""
 ADDRESSES = frozenset({"url.full", "http.url", "http.target"})
 """Kept without their query, in which keys and questions stand."""
+NAMELESS = "unknown_service"
+"""What an SDK calls a service that was given no name (OTEL_SERVICE_NAME)."""
+VLLM_MODULE = "vllm.instrumenting_module_name"
+"""vLLM tells what it is by an attribute of its own (vllm/tracing/otel.py)."""
 FIRST_KEPT = ("gen_ai.", "llm.", "http.", "rpc.", "db.system", "server.", "peer.")
 
 
@@ -76,7 +80,10 @@ class Sender(NamedTuple):
 def sender_of(resource: Mapping[str, Any]) -> Sender:
     """resource: the sender's own attributes (semantic conventions "resource")."""
     instance = next((resource[key] for key in ("host.name", "service.instance.id") if resource.get(key)), "")
-    return Sender(_text(resource.get("service.name", "")), _text(instance))
+    service = _text(resource.get("service.name", ""))
+    if service.startswith(NAMELESS) and VLLM_MODULE in resource:
+        service = "vllm"
+    return Sender(service, _text(instance))
 
 
 def checked(sent: Sent, sender: Sender) -> Span | str:

@@ -2,6 +2,7 @@
 
 import base64
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -176,3 +177,15 @@ def test_answers_are_messages_of_otlp() -> None:
     assert told[0] == 2 << 3 | 2  # field 2 of google.rpc.Status, a text
     length, begin = _DecodeVarint(told, 1)
     assert told[begin:] == b"w" * length
+
+
+def test_real_spans_of_vllm_tell_where_its_time_went() -> None:
+    """Captured from vLLM 0.32.0; see tests/data/spans."""
+    spans, refused = spans_in_json((Path("tests/data/spans") / "vllm_llm_request.jsonl").read_bytes())
+    assert (len(spans), refused) == (3, [])
+    for one in spans:
+        assert (one.name, one.kind, one.parent_id, one.service) == ("llm_request", "server", None, "vllm")
+        told = json.loads(one.attributes_json)
+        parts = sum(told[f"gen_ai.latency.time_in_{part}"] for part in ("queue", "model_prefill", "model_decode"))
+        assert 0 < parts <= told["gen_ai.latency.e2e"]
+        assert told["gen_ai.latency.e2e"] == pytest.approx((one.end_unix_ns - one.start_unix_ns) / 1e9, abs=0.01)
