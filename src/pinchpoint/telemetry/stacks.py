@@ -21,8 +21,10 @@ from typing import IO, NamedTuple
 
 import msgspec
 
+from pinchpoint.clock import monotonic_ns
 from pinchpoint.errors import UnsupportedMeasurementError, UsageError
-from pinchpoint.telemetry.process_files import process_stat
+from pinchpoint.telemetry.process_files import ProcessStat
+from pinchpoint.telemetry.process_tree import ProcessTree
 
 PROGRAM = "py-spy"
 EXTRA = "stacks"
@@ -64,6 +66,8 @@ class Stacks(msgspec.Struct, frozen=True):
 
 class _Running(NamedTuple):
     pid: int
+    given: bool
+    """False: found as a descendant; what cannot be seen of it is no problem."""
     name: str
     process: "subprocess.Popen[bytes]"
     raw: Path
@@ -81,6 +85,8 @@ def find_py_spy() -> Path | None:
 
 class StackSampling:
     """Sampling that goes on by itself for `duration_s`; `finish` waits for it. One py-spy for each process.
+
+    pids: of the service; their descendants are sampled too, the first 16 of all.
 
     Raises UnsupportedMeasurementError when py-spy is not installed; UsageError for a rate or window out of bounds.
     """
@@ -108,14 +114,14 @@ class StackSampling:
         self._problems: list[str] = []
         self._directory = tempfile.TemporaryDirectory(prefix="pinchpoint-stacks-")
         self._running: list[_Running] = []
-        for pid in pids[:MAX_PROCESSES]:
-            self._start(program, pid, duration_s, rate_hz)
+        tree = ProcessTree(pids)
+        roots, below = tree.members(monotonic_ns())
+        self._problems += [f"process {pid} has ended; no stacks of it" for pid in tree.gone]
+        for stat in (roots + below)[:MAX_PROCESSES]:
+            self._start(program, stat, stat in roots, duration_s, rate_hz)
 
-    def _start(self, program: Path, pid: int, duration_s: float, rate_hz: int) -> None:
-        stat = process_stat("/proc", pid)
-        if stat is None:
-            self._problems.append(f"process {pid} has ended; no stacks of it")
-            return
+    def _start(self, program: Path, stat: ProcessStat, given: bool, duration_s: float, rate_hz: int) -> None:
+        pid = stat.pid
         raw = Path(self._directory.name) / f"{pid}.txt"
         complaint = tempfile.TemporaryFile()  # noqa: SIM115 - lives until finish; a pipe could fill and block
         command = [program, "record", "--pid", str(pid), "--duration", str(max(1, round(duration_s)))]
@@ -128,7 +134,7 @@ class StackSampling:
             complaint.close()
             self._problems.append(f"{program} cannot be run ({error.strerror}); no stacks of process {pid}")
             return
-        self._running.append(_Running(pid, stat.name, process, raw, complaint))
+        self._running.append(_Running(pid, given, stat.name, process, raw, complaint))
 
     def finish(self) -> Stacks:
         """Waits for the end of the window, writes the file, and says what was seen. Call it once."""
@@ -139,7 +145,7 @@ class StackSampling:
             if stacks:
                 process = f"{_plain(running.name)} {running.pid}"
                 counts.update({(process, *stack): count for stack, count in stacks.items()})
-            else:
+            elif running.given:
                 running.complaint.seek(0)
                 said = running.complaint.read(MAX_COMPLAINT_BYTES).decode("utf-8", "replace")
                 self._problems.append(explain(said, running.pid, running.name))

@@ -91,6 +91,22 @@ def test_a_process_that_has_ended_is_told_in_words(tmp_path: Path) -> None:
     assert seen.problems == (f"process {short.pid} has ended; no stacks of it",)
 
 
+def test_descendants_are_sampled_too_and_what_cannot_be_seen_of_them_is_no_problem(
+    tmp_path: Path,
+) -> None:
+    code = "import subprocess; subprocess.run(['sh', '-c', 'echo up; read line'])"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    parent.stdout.readline()
+    seen = StackSampling(
+        [parent.pid], tmp_path, 1, program=fake_py_spy(tmp_path, f"echo $3 >> {tmp_path}/asked; exit 1")
+    ).finish()
+    parent.communicate(b"\n")
+    assert len(seen.problems) == 1
+    assert f"process {parent.pid} " in seen.problems[0]
+    assert len((tmp_path / "asked").read_text().split()) == 2
+
+
 def test_a_sampler_that_hangs_is_ended(
     busy: "subprocess.Popen[bytes]", tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
