@@ -299,7 +299,9 @@ def _work(view: RunView, stage: Stage, slos: Sequence[Slo]) -> tuple[int, int, i
         for slo in slos:
             met, counts = r.outcomes(slo)
             meets &= met | ~counts
-        good = int(np.nansum(r.output_tokens[meets]))
+        # Of the tokens received as large a part as of the answers that ended: of a short step the two differ.
+        of_ended = float(np.nansum(r.output_tokens[ended]))
+        good = round(received * float(np.nansum(r.output_tokens[meets])) / of_ended) if of_ended else None
     return int(ended.sum()), int(np.nansum(asked[began])), received, good
 
 

@@ -138,7 +138,7 @@ def _template() -> Template:
 
 def _coded(text: str) -> Markup:
     """Our own words, in which `backticks` stand around what is typed."""
-    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(text)))
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _attainment(stage: StageResult | ClassResult, slo_text: str) -> str:

@@ -4,6 +4,7 @@ Nothing that was collected is invisible: a catalogued series is in a panel, in a
 that stayed the same. What was not read is said, with how to get it.
 """
 
+import math
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from pinchpoint.report.literal import visible
 from pinchpoint.report.panels import LAYERS, PANELS, Layer, Panel, Unit
 from pinchpoint.report.thinning import align, thin
 from pinchpoint.series import RunView, Series
+from pinchpoint.units import format_duration, format_ratio, significant
 
 PANEL_POINTS_MAX = 800
 """Points per line of a panel: one for each two device pixels of a wide chart, and every spike kept."""
@@ -30,7 +32,9 @@ SMALL_CHARTS_MAX = 300
 SMALL_LINES_MAX = 900
 STEADY_MAX = 400
 """Series that stayed the same, in the lists of a whole report."""
-ZERO_LABELS_MAX = 6
+PREFIXED = {"bytes": "B", "bytes/s": "B/s", "Hz": "Hz", "W": "W", "J": "J"}
+PREFIXES = ("", "k", "M", "G", "T", "P")
+ZERO_LABELS_MAX = 4
 DASHES = ((), (5, 4), (2, 3), (8, 3, 2, 3))
 """A second turn of the colours is told from the first by its dashes."""
 LABEL_LENGTH_MAX = 120
@@ -88,8 +92,8 @@ def panel_chart(view: RunView, panel: Panel) -> dict[str, Any] | None:
     """The chart of a panel; None when none of its series was read, or one line is too few for it."""
     lines = panel.lines
     if panel.first_only:
-        lines = next(((each,) for each in panel.lines if drawn_lines(view, each, False)), ())
-    read = [(each, drawn_lines(view, each, len(lines) > 1)) for each in lines]
+        lines = next(((each,) for each in panel.lines if drawn_lines(view, each, 1)), ())
+    read = [(each, drawn_lines(view, each, len(lines))) for each in lines]
     found = [drawn for _, several in read for drawn in several]
     if not found or (panel.several and len(found) < 2):
         return None
@@ -203,8 +207,19 @@ def _steady_value(view: RunView, entry: Entry, found: list[Drawn]) -> str:
     values = sorted({float(each.series.value[-1]) for each in found})
     if not values:
         return ""
-    span = f"{values[0]:.6g}" if len(values) == 1 else f"{values[0]:.6g} to {values[-1]:.6g}"
-    return span if entry.unit == "1" else f"{span} {entry.unit}"
+    return " to ".join(_amount(value, entry.unit) for value in dict.fromkeys((values[0], values[-1])))
+
+
+def _amount(value: float, unit: str) -> str:
+    """8.55e9 bytes -> "8.55 GB"; 28232 ports stay what they are."""
+    if unit == "ratio":
+        return format_ratio(value)
+    if unit == "s":
+        return format_duration(value)
+    if unit not in PREFIXED:
+        return f"{value:.6g}" if unit == "1" else f"{value:.6g} {unit}"
+    power = min(int(math.log10(abs(value)) // 3), len(PREFIXES) - 1) if abs(value) >= 1 else 0
+    return f"{significant(value / 1000**power)} {PREFIXES[power]}{PREFIXED[unit]}"
 
 
 def _chart(

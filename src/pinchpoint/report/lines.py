@@ -17,13 +17,14 @@ from pinchpoint.series import Child, RunView, Series
 
 EACH_MAX = 16
 """Lines of one chart that a person can follow; more label sets become smallest, median and largest."""
-MACHINES_MAX = 4
+MACHINE_LINES_MAX = 6
+"""Lines of several machines in one chart: beyond, one line says the largest of them."""
 LABEL_LENGTH_MAX = 40
 BINS_MAX = 120
 BIN_MIN_S = 3.0
 """Means of a histogram are taken over bins: between two readings a page has seldom counted enough."""
 MACHINE_LABELS = ("host", "replica")
-TELLING_LABELS = ("gpu", "nic", "worker", "host", "replica", "engine", "path", "connection", "reason", "cpu", "device")
+TELLING_LABELS = ("host", "replica", "gpu", "nic", "worker", "engine", "path", "connection", "reason", "cpu", "device")
 """Which label tells children apart is looked for in this order, then by the alphabet."""
 WORDS = {"gpu": "GPU {}", "worker": "worker {}", "engine": "engine {}", "cpu": "core {}", "replica": "replica {}"}
 """How the value of a label is written where it says little alone."""
@@ -37,9 +38,10 @@ class Drawn(NamedTuple):
     series: Series
 
 
-def drawn_lines(view: RunView, line: Line, several_series: bool) -> list[Drawn]:
-    """The lines of one series of a panel; empty when it was not read. several_series: the panel has more than one, so
-    each line says which it is."""
+def drawn_lines(view: RunView, line: Line, series_count: int) -> list[Drawn]:
+    """The lines of one series of a panel; empty when it was not read. series_count: how many the panel has; with more
+    than one each line says which it is."""
+    machines_max = MACHINE_LINES_MAX // series_count
     if line.over is not None:
         return _named(line.label, [quotient(view, line.series, line.over)])
     entry = view.catalog.entry(line.series)
@@ -47,14 +49,14 @@ def drawn_lines(view: RunView, line: Line, several_series: bool) -> list[Drawn]:
     if kind == "histogram":
         return _named(line.label, [histogram_mean(view, line.series)])
     if line.shown == "together":
-        return _together(view, line, kind)
+        return _together(view, line, kind, machines_max)
     children = [_child_line(child, kind) for child in view.children(line.series)]
     children = [child for child in children if len(child.series)]
     if not children:
         return []
     if line.shown == "largest":
-        return _per_machine(line.label, children, "largest")
-    return each_line(children, line.label if several_series or len(children) == 1 else "", line.by)
+        return _per_machine(line.label, children, "largest", machines_max)
+    return each_line(children, line.label if series_count > 1 or len(children) == 1 else "", line.by)
 
 
 def each_line(children: Sequence[Child], label: str, by: str | None = None) -> list[Drawn]:
@@ -120,14 +122,14 @@ def _child_line(child: Child, kind: str) -> Child:
     return child_rates(child) if kind == "counter" else child
 
 
-def _together(view: RunView, line: Line, kind: str) -> list[Drawn]:
+def _together(view: RunView, line: Line, kind: str, machines_max: int) -> list[Drawn]:
     children = view.children(line.series)
     if len({_machine(child) for child in children}) > 1:
-        return _per_machine(line.label, [_child_line(child, kind) for child in children], "together")
+        return _per_machine(line.label, [_child_line(child, kind) for child in children], "together", machines_max)
     return _named(line.label, [view.rate_series(line.series) if kind == "counter" else view.series(line.series)])
 
 
-def _per_machine(label: str, children: Sequence[Child], how: str) -> list[Drawn]:
+def _per_machine(label: str, children: Sequence[Child], how: str, machines_max: int) -> list[Drawn]:
     machines: dict[str, list[Series]] = {}
     for child in children:
         if len(child.series):
@@ -139,7 +141,7 @@ def _per_machine(label: str, children: Sequence[Child], how: str) -> list[Drawn]
     combined = {machine: _combined(each, how) for machine, each in machines.items()}
     if len(combined) == 1:
         return _named(label, list(combined.values()))
-    if len(combined) > MACHINES_MAX:
+    if len(combined) > machines_max:
         return _named(f"{label}, largest of {len(combined)}", [_combined(list(combined.values()), "largest")])
     return [
         Drawn(visible(f"{label}, {machine or 'here'}", LABEL_LENGTH_MAX), series)

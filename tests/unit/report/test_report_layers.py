@@ -12,6 +12,7 @@ from pinchpoint.catalog import HISTOGRAM_MEMBERS, format_labels, load_catalog
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.model import SAMPLE_COLUMNS
 from pinchpoint.report.layers import SMALL_CHARTS_MAX, layer_sections
+from pinchpoint.report.layers import _amount as _amount
 from pinchpoint.report.lines import EACH_MAX, histogram_mean
 from pinchpoint.report.panels import LAYERS, PANELS
 from pinchpoint.series import RunView
@@ -209,3 +210,31 @@ def test_the_page_stays_small_however_much_was_collected(with_telemetry: Callabl
     sections = layer_sections(with_telemetry(rows()))
     assert sum(len(section["more"]) for section in sections) <= SMALL_CHARTS_MAX
     assert len(json.dumps(sections)) < 4_000_000
+
+
+def test_many_machines_in_a_chart_of_many_series_become_the_largest_of_each(
+    with_telemetry: Callable[[Rows], RunView],
+) -> None:
+    def rows() -> Rows:
+        for second in range(20):
+            for replica in range(3):
+                for name in ("sm", "tensor", "dram"):
+                    yield second, "gpu", f"gpu.{name}_active_ratio", f"gpu=0,replica={replica}", replica / 10
+
+    activity = chart(layer(with_telemetry(rows()), "gpu"), "gpu")
+    assert labels(activity) == ["SM, largest of 3", "tensor cores, largest of 3", "memory, largest of 3"]
+    assert {line["values"][0] for line in activity["series"]} == {0.2}
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "expected"),
+    [
+        (8.55e9, "bytes", "8.55 GB"),
+        (0, "bytes", "0 B"),
+        (28232, "ports", "28232 ports"),
+        (60, "1", "60"),
+        (0.5, "ratio", "50 %"),
+    ],
+)
+def test_an_amount_that_stayed_the_same_is_written_for_people(value: float, unit: str, expected: str) -> None:
+    assert _amount(value, unit) == expected

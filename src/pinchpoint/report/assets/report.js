@@ -213,6 +213,15 @@
     ] };
   };
 
+  /* The legend shows a line as it is drawn, dashes and all. */
+  const swatch = (line) => {
+    const dash = line.dashed ? [5, 4] : line.dash;
+    if (!dash) return colour(line.colour);
+    let at = 0;
+    const stops = dash.map((length, i) => `${i % 2 ? "transparent" : colour(line.colour)} ${at}px ${(at += length)}px`);
+    return `repeating-linear-gradient(90deg, ${stops.join(", ")})`;
+  };
+
   /* -- building -- */
   const build = (group, given, width, xLabel, small) => {
     const spec = splitMisses(given), host = document.querySelector(`[data-chart="${spec.key}"]`);
@@ -221,7 +230,7 @@
     const chart = new uPlot({
       width, height: small ? SMALL_HEIGHT : time ? TIME_HEIGHT + (xLabel ? 17 : 0) : CURVE_HEIGHT,
       padding: [small ? 8 : 17, 10, 0, 0],
-      legend: { live: true, markers: { width: 0, fill: (u, i) => colour(spec.series[i - 1].colour) } },
+      legend: { live: true, markers: { width: 0, fill: (u, i) => swatch(spec.series[i - 1]) } },
       cursor: {
         sync: { key: "pinchpoint-" + group, setSeries: false, filters: { pub: (type) => type === "mousemove" || type === "mouseleave" } },
         drag: { x: time, y: false, setScale: time, dist: 4 },
