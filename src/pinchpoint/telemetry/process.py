@@ -40,7 +40,7 @@ MAX_THREADS_READ = 512
 BUSY_CORES = 0.05
 """Below this a process that does not listen has no thread worth looking at."""
 TOLD_THREAD_CORES = 0.005
-"""Threads below this are not told by name."""
+"""Threads below this are not told by name, but for the busiest one."""
 RARE_PERIOD_S = 30.0
 """How often the proportional memory is read."""
 MAX_PSS_RSS_BYTES = 4 << 30
@@ -79,6 +79,7 @@ class Server:
         groups = next((proc / str(pid) for pid in pids if pid not in self._tree.gone), None)
         self._groups = Cgroups("server", groups, sys / "fs" / "cgroup") if groups is not None else None
         self._limit: float | None = None
+        self._pss: list[Reading] = []
         self._limit_due_ns = self._pss_due_ns = 0
 
     def read(self) -> tuple[int, list[Reading]]:
@@ -126,8 +127,8 @@ class Server:
             readings.append(own("server.run_delay_cores", sum(waited)))
             readings.append(own("server.thread_run_delay_max_ratio", max(waited)))
         busiest = sorted(spent, key=lambda thread: -thread.cores)[:MAX_THREADS_TOLD]
-        for thread in busiest:
-            if thread.cores >= TOLD_THREAD_CORES:
+        for place, thread in enumerate(busiest):
+            if place == 0 or thread.cores >= TOLD_THREAD_CORES:
                 name = thread_name(self._proc, thread.pid, thread.tid)
                 labels = format_labels({"pid": str(thread.pid), "tid": thread.tid, "thread": name})
                 readings.append(own("server.thread_cpu_cores", thread.cores, labels))
@@ -157,10 +158,15 @@ class Server:
         return readings if self._limit is None else [*readings, own("server.open_files_limit", self._limit)]
 
     def _proportional(self, members: Sequence[ProcessStat], now_ns: int) -> list[Reading]:
-        """Only when it is known of every process: a part of the sum would pass for all of it."""
-        if now_ns < self._pss_due_ns or not members:
+        """Read rarely, told every time. Only when it is known of every process: a part would pass for all of it."""
+        if not members:
             return []
-        self._pss_due_ns = now_ns + int(RARE_PERIOD_S * NS_PER_S)
+        if now_ns >= self._pss_due_ns:
+            self._pss_due_ns = now_ns + int(RARE_PERIOD_S * NS_PER_S)
+            self._pss = self._read_proportional(members)
+        return self._pss
+
+    def _read_proportional(self, members: Sequence[ProcessStat]) -> list[Reading]:
         if len(members) > MAX_PROCESSES_TOLD or max(m.rss_bytes for m in members) > MAX_PSS_RSS_BYTES:
             return []
         amounts = [pss_bytes(self._proc, member.pid) for member in members]

@@ -184,6 +184,14 @@ def test_a_page_reads_back_as_what_was_put_on_it(samples: list[tuple[str, float]
     ]
 
 
+def test_series_do_not_come_and_go_from_page_to_page(agent: Agent) -> None:
+    page_of(agent.url)
+    names = [
+        {sample.name for sample in page_of(agent.url) if not sample.name.endswith(("_ratio", "_cores"))} for _ in "ab"
+    ]
+    assert names[0] == names[1]
+
+
 def test_another_reader_of_the_format_finds_the_same_on_the_page() -> None:
     text = AgentPage("gpu-1").read().decode()
     ours, _ = PrometheusParser().parse(text)

@@ -208,14 +208,15 @@ def test_ports_are_those_that_the_busiest_destination_has_taken() -> None:
     assert parse_sockets([b"", b""], (1, 2)) == []
 
 
-def test_sockets_are_counted_now_and_then(tmp_path: Path) -> None:
+def test_sockets_are_counted_now_and_then_and_told_every_time(tmp_path: Path) -> None:
+    line = b"   0: 0100007F:1F90 00000000:0000 0A 0:0\n"
     (tmp_path / "net").mkdir()
-    (tmp_path / "net" / "tcp").write_bytes(HEAD)
+    (tmp_path / "net" / "tcp").write_bytes(HEAD + line)
     sockets = Sockets(tmp_path)
-    assert sockets.read(0) == []  # nobody told the range of ports, and there is no socket
-    (tmp_path / "net" / "tcp").write_bytes(HEAD + b"   0: 0100007F:1F90 00000000:0000 0A 0:0\n")
-    assert sockets.read(4_000_000_000) == []
-    assert values(sockets.read(3_600_000_000_000)) == {"host.tcp_state_sockets state=listen": 1}
+    assert values(sockets.read(0)) == {"host.tcp_state_sockets state=listen": 1}
+    (tmp_path / "net" / "tcp").write_bytes(HEAD + line + line)
+    assert values(sockets.read(4_000_000_000)) == {"host.tcp_state_sockets state=listen": 1}
+    assert values(sockets.read(3_600_000_000_000)) == {"host.tcp_state_sockets state=listen": 2}
 
 
 # -- control groups ------------------------------------------------------------------------------------------------
