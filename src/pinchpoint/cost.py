@@ -36,7 +36,14 @@ NAME_LABELS = ("name", "modelName", "model", "card_series", "product_name")
 NAMED_SERIES = ("gpu.info", "gpu.name", "gpu.power_watts", "gpu.energy_j_total", "gpu.util_ratio", "gpu.sm_clock_hz")
 TOLD_STEPS = ("search", "overload", "load")
 
-EnergySource = Literal["counter", "power"]
+EnergySource = Literal["counter", "power", "packages"]
+"""Energy counters of accelerators, their power readings, or, where no accelerator was read, what the host's CPU
+packages count (RAPL): everything that ran on the host."""
+ENERGY_SERIES: dict[EnergySource, str] = {
+    "counter": "gpu.energy_j_total",
+    "power": "gpu.power_watts",
+    "packages": "host.package_energy_j_total",
+}
 
 
 class Price(msgspec.Struct, frozen=True):
@@ -81,8 +88,8 @@ class Amounts(msgspec.Struct, frozen=True):
 
 class StepCost(msgspec.Struct, frozen=True):
     """The steady part of one step. Work is what the service did in it: requests that ended well, tokens of answers that
-    arrived, tokens of prompts whose answer began. power_w: mean draw of all accelerators. energy_covered_ratio: share
-    of the stretch that the readings cover."""
+    arrived, tokens of prompts whose answer began. power_w: mean draw of all accelerators, or of the CPU packages.
+    energy_covered_ratio: share of the stretch that the readings cover."""
 
     stage: int
     name: str
@@ -142,6 +149,8 @@ def cost_of(
             "energy is not known: no reading of power or energy (gpu.power_watts, gpu.energy_j_total); run an exporter "
             "of the accelerators, or run on their host"
         )
+    if energy_source == "packages":
+        notes.append("no accelerator was read: the energy is that of the host's CPU packages, whatever ran there")
     steps = tuple(
         _step(view, stage, slos, None if per_hour is None else per_hour / S_PER_HOUR, energy_source)
         for stage in view.stages
@@ -307,25 +316,26 @@ def _work(view: RunView, stage: Stage, slos: Sequence[Slo]) -> tuple[int, int, i
 
 def _energy_source(view: RunView) -> EnergySource | None:
     """The counter where it covers as many devices as the power readings do."""
-    counters = [child for child in view.children("gpu.energy_j_total") if len(child.series) > 1]
-    powers = [child for child in view.children("gpu.power_watts") if len(child.series)]
+    counters = [child for child in view.children(ENERGY_SERIES["counter"]) if len(child.series) > 1]
+    powers = [child for child in view.children(ENERGY_SERIES["power"]) if len(child.series)]
     if counters and len(counters) >= len(powers):
         return "counter"
-    return "power" if powers else None
+    if powers:
+        return "power"
+    return "packages" if any(len(child.series) > 1 for child in view.children(ENERGY_SERIES["packages"])) else None
 
 
 def _power(view: RunView, source: EnergySource, window_s: tuple[float, float]) -> tuple[float | None, float | None]:
     """(mean draw of all accelerators in W, share of the window that readings cover). The draw is None with less than
     COVERED_MIN_RATIO, or when one accelerator has no reading in the window."""
-    name = "gpu.energy_j_total" if source == "counter" else "gpu.power_watts"
-    children = [child.series for child in view.children(name) if len(child.series)]
+    children = [child.series for child in view.children(ENERGY_SERIES[source]) if len(child.series)]
     length_s = window_s[1] - window_s[0]
     if not children or length_s <= 0:
         return None, None
     total_w, shares = 0.0, []
     for series in children:
         t_s, value = series.t_s, series.value
-        if source == "counter":
+        if source != "power":
             amount, covered_s = _counted(t_s, value, window_s)
         else:
             amount, covered_s = _area(t_s, value, window_s)

@@ -181,6 +181,14 @@ def test_one_silent_accelerator_leaves_the_energy_unknown(run) -> None:
     assert cost.steps[1].energy_j is not None
 
 
+def test_without_accelerators_the_packages_of_the_host_are_counted_and_that_is_said(run) -> None:
+    readings = [(second, "host.package_energy_j_total", {"zone": "package-0"}, 80.0 * second) for second in range(201)]
+    cost = cost_of(run(readings), SLOS)
+    assert cost.energy_source == "packages" and "CPU packages" in text(cost)
+    assert cost.steps[0].power_w == pytest.approx(80)
+    assert cost_of(run(readings + steady(300, H100)), SLOS).steps[0].power_w == pytest.approx(300)
+
+
 def test_what_is_missing_is_said_and_never_zero(run) -> None:
     cost = cost_of(run(), SLOS)
     assert cost.price_per_hour is None and cost.energy_source is None

@@ -74,7 +74,11 @@ def basis(cost: Cost) -> str:
     if cost.price_per_hour is not None:
         parts.append(f"{money(cost.price_per_hour, cost.currency)} per hour ({visible(cost.price_source or '')})")
     if cost.energy_source is not None:
-        how = {"counter": "the accelerators' energy counters", "power": "the accelerators' power readings"}
+        how = {
+            "counter": "the accelerators' energy counters",
+            "power": "the accelerators' power readings",
+            "packages": "the counters of the host's CPU packages",
+        }
         parts.append(f"energy from {how[cost.energy_source]}")
     return "; ".join(parts)
 
@@ -84,7 +88,7 @@ def cost_block(cost: Cost) -> RenderableType | None:
     point = point_of(cost)
     if not told(cost) or point is None:
         return None
-    step, where = point
+    step, _ = point
     lines: list[RenderableType] = []
     first = Text(no_wrap=True, overflow="ellipsis")
     amounts: list[str] = []
@@ -97,8 +101,8 @@ def cost_block(cost: Cost) -> RenderableType | None:
         first.append(joules(step.energy_j.per_1k_output_tokens), style="bold cyan")
         first.append(" per 1k output tokens")
         amounts.append(f"{joules(step.energy_j.per_request)} per request")
-    rate = f", {words.offered(step.rate_rps)} req/s" if step.rate_rps is not None else ""
-    second = ", ".join(amounts) + f" ({where}{rate})"
+    rate = f", at {words.offered(step.rate_rps)} req/s" if step.rate_rps is not None else ""
+    second = ", ".join(amounts) + rate
     lines += [first, Text(second, no_wrap=True, overflow="ellipsis")]
     if cost.price_source is not None and cost.price_source != "given":
         lines.append(literal(f"price: {cost.price_source}; yours differs", "dim"))
