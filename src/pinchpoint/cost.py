@@ -379,19 +379,18 @@ def _area(t_s: np.ndarray, value: np.ndarray, window_s: tuple[float, float]) -> 
 
 
 def _capacity_step(steps: Sequence[StepCost], view: RunView, capacity: Capacity | None) -> StepCost | None:
-    """The search step that stands for the capacity: the highest rate that did not fail, at or below the estimate."""
+    """The search step that stands for the capacity: at or below the estimate the highest rate that passed, else the
+    highest that did not fail."""
     if capacity is None:
         return None
-    known = [rate for rate in (capacity.best_rps, capacity.lower_rps, capacity.passed_rps) if rate is not None]
+    known = [rate for rate in (capacity.best_rps, capacity.passed_rps, capacity.lower_rps) if rate is not None]
     if not known:
         return None
-    failed = {stage.index for stage in view.stages if stage.decision == "fail"}
-    candidates = [
-        step
-        for step in steps
-        if step.kind == "search"
-        and step.stage not in failed
-        and step.rate_rps is not None
-        and step.rate_rps <= max(known)
+    most_rps = known[0]
+    decision = {stage.index: stage.decision for stage in view.stages}
+    below = [
+        step for step in steps if step.kind == "search" and step.rate_rps is not None and step.rate_rps <= most_rps
     ]
-    return max(candidates, key=lambda step: (step.rate_rps or 0.0, step.requests), default=None)
+    passed = [step for step in below if decision[step.stage] == "pass"]
+    undecided = [step for step in below if decision[step.stage] != "fail"]
+    return max(passed or undecided, key=lambda step: (step.rate_rps or 0.0, step.requests), default=None)
