@@ -62,7 +62,8 @@ def judge_load(path: Path) -> tuple[LoadAnswer, int]:
     if not result.total.completed:
         nothing = ValidityReason("completed", "invalid", "no request was completed, so no latency was measured")
         validity, reasons = "INVALID", (nothing, *reasons)
-    answer = LoadAnswer(view.manifest, validity, reasons, result, delivered(view, outcomes))
+    cost = cost_of(view, view.manifest.slos)
+    answer = LoadAnswer(view.manifest, validity, reasons, result, delivered(view, outcomes), cost)
     total = answer.result.total
     unreached = sum(n for kind, n in total.errors.items() if kind in UNREACHED)
     if total.offered and unreached == total.offered:

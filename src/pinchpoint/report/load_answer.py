@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from pinchpoint.clock import NS_PER_S
+from pinchpoint.cost import Cost
 from pinchpoint.delivered import Delivery
 from pinchpoint.measure import ClassLoad, LoadResult, StageLoad
 from pinchpoint.model import Manifest, Validity, ValidityReason
@@ -24,6 +25,8 @@ class LoadAnswer(msgspec.Struct, frozen=True):
     validity_reasons: tuple[ValidityReason, ...]
     result: LoadResult
     delivery: Delivery
+    cost: Cost | None = None
+    """Money and energy by stage; None: not worked out."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -57,6 +60,7 @@ def load_json(answer: LoadAnswer) -> bytes:
         "workers": answer.result.workers,
         "notes": answer.notes,
     }
+    fields["cost"] = answer.cost
     return msgspec.json.format(msgspec.json.encode(fields), indent=2) + b"\n"
 
 

@@ -16,6 +16,7 @@ from rich.text import Text
 from pinchpoint.delivered import ConcurrencyFit, Delivery
 from pinchpoint.measure import Attainment, ClassLoad, Metric, StageLoad
 from pinchpoint.report import words
+from pinchpoint.report.cost_words import cost_block
 from pinchpoint.report.literal import literal, visible
 from pinchpoint.report.load_answer import LoadAnswer
 from pinchpoint.report.text import GUTTER, VALIDITY_STYLE, WIDTH_DEFAULT, WIDTH_MAX, WIDTH_MIN, to_text
@@ -67,6 +68,8 @@ def render_load(
         blocks.append(("SLOS", Group(*map(_attainment, answer.result.slos))))
     if answer.result.total.errors:
         blocks.append(("ERRORS", _errors(answer)))
+    if answer.cost is not None and (costs := cost_block(answer.cost)) is not None:
+        blocks.append(("COSTS", costs))
     for label, content in blocks:
         body.add_row(Text(label, style="bold"), Padding(content, (0, 0, 1, 0)))
     parts: list[RenderableType] = [_title(answer), *_validity(answer), Text(""), body, _latencies(answer, width)]

@@ -13,6 +13,7 @@ from inline_snapshot import snapshot
 from rich.console import Console
 from tests.support.load_runs import Answer, build_load, even, load_stage, poisson, served
 
+from pinchpoint.cost import Price, cost_of
 from pinchpoint.delivered import delivered
 from pinchpoint.measure import measure
 from pinchpoint.model import Stage, TargetFacts, ValidityReason
@@ -29,6 +30,15 @@ def answer(path: Path, answers: list[Answer], *stages: Stage, **more: Any) -> Lo
     validity = more.pop("validity", "VALID")
     view = build_load(path / "run", stages or [load_stage(rate_rps=20, arrivals="poisson")], answers, **more)
     return LoadAnswer(view.manifest, validity, reasons, measure(view), delivered(view))
+
+
+def test_what_a_load_costs_is_told_where_a_price_is_known(tmp_path: Path) -> None:
+    view = build_load(tmp_path / "run", [load_stage(rate_rps=20, arrivals="poisson")], scattered(20, 10))
+    plain = LoadAnswer(view.manifest, "VALID", (), measure(view), delivered(view))
+    priced = msgspec.structs.replace(plain, cost=cost_of(view, (), Price(per_hour=3.6, accelerators=2)))
+    assert "COSTS" not in load_text(plain) and json.loads(load_json(plain))["cost"] is None
+    assert "USD per million tokens" in load_text(priced)
+    assert json.loads(load_json(priced))["cost"]["price_per_hour"] == 7.2
 
 
 def scattered(rate_rps: float, length_s: float, start_s: float = 0.0, stage: int = 0) -> list[Answer]:
