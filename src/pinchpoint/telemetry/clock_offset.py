@@ -37,11 +37,12 @@ class ClockOffset:
         low_ns, high_ns = earliest_ns - answered_ns, latest_ns - asked_ns
         if low_ns > high_ns:  # our own clock went backwards in between
             return
+        # What the exchange told may have been true when it began, and the bounds are of the end of it.
+        slack_ns = _drift_ns(answered_ns - asked_ns)
+        low_ns, high_ns = low_ns - slack_ns, high_ns + slack_ns
         known = self.bounds_ns(answered_ns)
         if known is not None:
-            # What the exchange told was true when it began, and what was known is of the end of it.
-            slack_ns = _drift_ns(answered_ns - asked_ns)
-            meet = max(known[0], low_ns - slack_ns), min(known[1], high_ns + slack_ns)
+            meet = max(known[0], low_ns), min(known[1], high_ns)
             if meet[0] <= meet[1]:
                 low_ns, high_ns = meet
             else:

@@ -79,14 +79,15 @@ def test_a_clock_that_was_set_reopens_the_bounds() -> None:
     clock.observe(100 * MS, 100 * MS, 90 * MS, 110 * MS)
     clock.observe(5_100 * MS, 5_100 * MS, 190 * MS, 210 * MS)
     assert clock.contradictions == 1
-    assert clock.bounds_ns(210 * MS) == (4_890 * MS - 1, 4_910 * MS + 1)
+    drift_ns = 20 * MS * MAX_DRIFT_PPM // PARTS_PER_MILLION  # while the exchange went on
+    assert clock.bounds_ns(210 * MS) == (4_890 * MS - drift_ns - 2, 4_910 * MS + drift_ns + 2)
 
 
 def test_bounds_widen_while_nothing_is_heard() -> None:
     clock = ClockOffset()
     assert clock.bounds_ns(0) is None and clock.estimate_s(0) is None
     clock.observe(0, 0, 0, 0)
-    assert clock.bounds_ns(100 * NS_PER_S) == (-50 * MS - 1, 50 * MS + 1)
+    assert clock.bounds_ns(100 * NS_PER_S) == (-50 * MS - 2, 50 * MS + 2)
 
 
 def test_an_exchange_during_which_our_clock_went_back_says_nothing() -> None:
