@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tests.support.tls import Authority
 
 from pinchpoint.catalog import format_labels, load_catalog, parse_labels
+from pinchpoint.cli_agent import agent as serve_agent
 from pinchpoint.errors import UsageError
 from pinchpoint.fetch import FetchError, bearer, get, tls_context
 from pinchpoint.telemetry.agent import MAX_AT_ONCE, Agent, AgentPage, listening_pids, server_tls
@@ -197,6 +199,21 @@ def test_another_reader_of_the_format_finds_the_same_on_the_page() -> None:
     ours, _ = PrometheusParser().parse(text)
     theirs = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
     assert [(s.name, s.labels, s.value) for s in theirs] == [(s.name, s.labels, s.value) for s in ours]
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ({"listen": "9500"}, "give ADDRESS:PORT"),
+        ({"listen": "127.0.0.1:99999"}, "give ADDRESS:PORT"),
+        ({"pid": (1,), "port": 80}, "give one of them"),
+        ({"cert": Path("x")}, "give both"),
+        ({"token_env": "NO_SUCH_VARIABLE_IS_SET"}, "put the token there"),
+    ],
+)
+def test_flags_that_do_not_fit_are_told_in_words(flags: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        serve_agent(**flags)
 
 
 def test_the_verb_serves_until_it_is_ended_and_its_token_is_nowhere_to_be_seen() -> None:
