@@ -315,10 +315,12 @@ class RunView:
             return []
         entry = self.catalog.entry(name)
         unit, kind = (entry.unit, entry.kind) if entry else ("", "gauge")
-        finite = np.isfinite(samples.value)
+        finite = np.flatnonzero(np.isfinite(samples.value))
+        order = finite[np.argsort(samples.child[finite], kind="stable")]
+        bounds = np.searchsorted(samples.child[order], np.arange(len(samples.children) + 1))
         found: list[Child] = []
         for number, (source, labels) in enumerate(samples.children):
-            mine = finite & (samples.child == number)
+            mine = order[bounds[number] : bounds[number + 1]]
             series = Series(name, unit, kind, samples.t_s[mine], samples.value[mine])
             found.append(Child(source, parse_labels(labels), series))
         return sorted(found, key=lambda child: (child.source, sorted(child.labels.items())))

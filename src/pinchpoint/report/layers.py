@@ -34,6 +34,8 @@ STEADY_MAX = 400
 """Series that stayed the same, in the lists of a whole report."""
 PREFIXED = {"bytes": "B", "bytes/s": "B/s", "Hz": "Hz", "W": "W", "J": "J"}
 PREFIXES = ("", "k", "M", "G", "T", "P")
+ROUNDING = 1e-9
+"""A rate that is worked out differs so much from itself, relatively, when nothing has changed."""
 ZERO_LABELS_MAX = 4
 DASHES = ((), (5, 4), (2, 3), (8, 3, 2, 3))
 """A second turn of the colours is told from the first by its dashes."""
@@ -180,7 +182,10 @@ def _small_lines(view: RunView, entry: Entry) -> list[Drawn]:
 
 
 def _varies(series: Series) -> bool:
-    return len(series) > 1 and float(series.value.max()) > float(series.value.min())
+    if len(series) < 2:
+        return False
+    low, high = float(series.value.min()), float(series.value.max())
+    return high - low > ROUNDING * max(abs(low), abs(high))
 
 
 def _small_chart(entry: Entry, found: list[Drawn]) -> dict[str, Any]:

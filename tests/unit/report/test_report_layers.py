@@ -238,3 +238,20 @@ def test_many_machines_in_a_chart_of_many_series_become_the_largest_of_each(
 )
 def test_an_amount_that_stayed_the_same_is_written_for_people(value: float, unit: str, expected: str) -> None:
     assert _amount(value, unit) == expected
+
+
+def test_label_sets_in_their_thousands_cost_no_more_than_their_readings(
+    with_telemetry: Callable[[Rows], RunView],
+) -> None:
+    def rows() -> Rows:
+        for second in range(30):
+            for cpu in range(256):
+                for mode in ("user", "system", "idle"):
+                    yield second, "host", "host.cpu_s_total", f"cpu={cpu},mode={mode}", second * 0.3
+
+    view = with_telemetry(rows())
+    children = view.children("host.cpu_s_total")
+    assert len(children) == 768
+    assert all(len(child.series) == 30 and (np.diff(child.series.t_s) > 0).all() for child in children)
+    (drawn,) = layer(view, "host")["steady"]
+    assert drawn[0] == "host.cpu_s_total"
