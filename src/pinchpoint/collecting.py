@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import msgspec
+
 from pinchpoint.catalog import load_catalog
 from pinchpoint.clock import monotonic_ns, realtime_offset_ns
 from pinchpoint.errors import PinchpointError, UnsupportedMeasurementError, UsageError
@@ -21,6 +23,7 @@ from pinchpoint.telemetry import prometheus_server
 from pinchpoint.telemetry.config import CollectorConfig, OtlpAt, PageAt
 from pinchpoint.telemetry.discovery import discover
 from pinchpoint.telemetry.handle import CollectorHandle, start_collector
+from pinchpoint.telemetry.inventory import describe_host
 from pinchpoint.telemetry.otlp import EXPORT_DELAY_S
 from pinchpoint.telemetry.prometheus_api import PrometheusServer, auth_headers
 from pinchpoint.telemetry.remote_host import parse_remote_host
@@ -110,6 +113,8 @@ class Collecting:
             recorder.on_event("telemetry", message=note)
         for page in self._pages:
             recorder.on_event("telemetry", message=f"page {page.name} at {page.url}")
+        if self._local:
+            recorder.on_host(msgspec.to_builtins(describe_host()))
         self._begun_ns, self._run_id = monotonic_ns(), run_id
         self._collector = start_collector(
             CollectorConfig(

@@ -1,7 +1,7 @@
 """Keeps what a search tells: schedule, stages, SLOs and events go into the run directory, progress to the screen."""
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -56,6 +56,11 @@ class Recorder:
         """classes: names by class_id."""
         self._writer.manifest.workload = title
         self._writer.manifest.classes = classes
+        self._writer.write_manifest()
+
+    def on_host(self, facts: Mapping[str, Any]) -> None:
+        """What is known of this host beyond what every manifest says."""
+        self._writer.manifest.host |= facts
         self._writer.write_manifest()
 
     def on_progress(self, progress: Progress) -> None:
