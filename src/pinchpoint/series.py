@@ -34,8 +34,8 @@ REQUEST_COLUMNS = (
 
 RIVAL_LAYERS = ("host", "gpu", "accelerator", "server")
 """Of these several sources may tell the same (psutil and a node-exporter, NVML and a GPU exporter): they are not added.
-Readings of other machines are told apart by MACHINE_LABELS."""
-MACHINE_LABELS = ("host", "replica")
+Readings of other machines, and of another maker's devices in one machine, are told apart by MACHINE_LABELS."""
+MACHINE_LABELS = ("host", "replica", "kind")
 HOLD_PERIODS = 3.0
 """A reading stands for its source until so many of its usual periods have gone by: two missed scrapes are bridged."""
 NO_GROWTH = Growth(np.empty(0), np.empty(0), np.empty(0), np.empty(0, int))
