@@ -40,7 +40,9 @@ _VLLM = re.compile(r"^execute_(?:(\d+)_)?context_(\d+)\(([^)]*)\)_generation_(\d
 """vLLM: execute_context_1(47)_generation_3(3); with attention's sums execute_32_context_0(sq0sk0)_generation_32(sq32).
 The first number, where there is one, is all tokens."""
 _SQ = re.compile(r"^sq(\d+)")
-_SGLANG = re.compile(r"^step\[\s*(\w+)[^\]]*?(?:bs=(\d+))?[^\]]*?(?:toks=(\d+))?\s*\]")
+_SGLANG = re.compile(r"^step\[\s*(\w+)([^\]]*)\]")
+"""SGLang: step[EXTEND bs=15 toks=15360]."""
+_SGLANG_SEQUENCES, _SGLANG_TOKENS = re.compile(r"\bbs=(\d+)"), re.compile(r"\btoks=(\d+)")
 _PROFILER = re.compile(r"^ProfilerStep\s*#?\s*\d+")
 _NUMBERED = re.compile(
     r"^(?:[\w .:]*[ _.:/])?(?:step|iter|iteration|batch|sample|forward|decode|prefill|execute_model|engine_step)"
@@ -71,14 +73,15 @@ def shape_of(name: str) -> Shape | None:
             kind = "mixed" if prompts and generating else "prefill" if prompts else "decode"
         return Shape(kind, prefill_tokens, decode_tokens, prompts + generating)
     if found := _SGLANG.match(name):
-        mode, sequences, tokens = found.groups()
+        mode, rest = found.groups()
+        sequences, tokens = _SGLANG_SEQUENCES.search(rest), _SGLANG_TOKENS.search(rest)
         kind = SGLANG_KINDS.get(mode.upper(), "unknown")
-        count = int(tokens) if tokens else None
+        count = int(tokens[1]) if tokens else None
         return Shape(
             kind,
             prefill_tokens=count if kind == "prefill" else 0 if kind == "decode" else None,
             decode_tokens=count if kind == "decode" else 0 if kind == "prefill" else None,
-            sequences=int(sequences) if sequences else None,
+            sequences=int(sequences[1]) if sequences else None,
         )
     return None
 

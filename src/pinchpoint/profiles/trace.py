@@ -22,9 +22,12 @@ COPY_KINDS = ("", "h2d", "d2h", "d2d", "p2p", "h2h")
 NO_LINK = -1
 
 
+_SEPARATORS = str.maketrans("", "", " -_")
+
+
 def copy_kind(name: str) -> int:
     """What a copy's name says it is, as an index of COPY_KINDS: "Memcpy HtoD (Pinned -> Device)"."""
-    words = name.lower().replace(" ", "")
+    words = name.lower().translate(_SEPARATORS)
     for kind, marks in (
         ("p2p", ("ptop", "peertopeer")),
         ("h2d", ("htod", "hosttodevice")),
