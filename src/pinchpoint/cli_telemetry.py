@@ -1,6 +1,7 @@
 """The verb that shows what can be seen of a service, what is missing, and how to get it."""
 
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -142,6 +143,8 @@ def _look(
     console = Console(file=sys.stderr if as_json else sys.stdout, highlight=False)
     live_shown = console.is_terminal and not console.is_dumb_terminal
     until_s = None if duration_s is None else time.monotonic() + duration_s
+    for number in (signal.SIGTERM, signal.SIGINT):  # the latter is ignored in what a script starts in the background
+        signal.signal(number, signal.default_int_handler)
     with Watch(catalog, sources) as watching:
         try:
             if live_shown:

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from tests.support.scripted_server import ScriptedServer
 
 PINCHPOINT = (sys.executable, "-m", "pinchpoint")
 LIMIT_S = 90.0
+SCRAPES_OF_DISCOVERY = 1
+"""Of a page that is given."""
 KEY = "sk-very-secret-0123456789"
 DUMPS = Path(__file__).parents[1] / "data" / "metrics"
 
@@ -122,6 +126,25 @@ def test_bad_input_is_told_in_words(words: list[object], code: int, said: str) -
     ran = run(*words, *([] if not words or not str(words[0]).startswith("http") else ["--only-here"]))
     assert (ran.returncode, ran.stdout) == (code, "")
     assert said in ran.stderr and "Traceback" not in ran.stderr
+
+
+def test_it_goes_on_until_it_is_told_to_end_and_then_shows_what_it_saw() -> None:
+    page = http("200 OK", b"vllm:num_requests_running 3\n", "Content-Type: text/plain")
+    scraped = threading.Event()
+
+    def answer(number: int, body: bytes) -> tuple[bytes, str]:
+        if number > SCRAPES_OF_DISCOVERY + 2:
+            scraped.set()
+        return page, "close"
+
+    with ScriptedServer(answer) as server:  # pyright: ignore[reportArgumentType]
+        command = [*PINCHPOINT, "telemetry", server.url + "/metrics", "--watch", "--period", "100ms"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            assert scraped.wait(LIMIT_S)
+            process.send_signal(signal.SIGTERM)
+            out, errors = process.communicate(timeout=LIMIT_S)
+    assert (process.returncode, errors) == (0, "")
+    assert "engine.requests_running" in out
 
 
 def test_the_key_reaches_the_page_and_no_output() -> None:
