@@ -18,6 +18,7 @@ from pinchpoint.cli_agent import agent_app
 from pinchpoint.cli_lab import lab_app
 from pinchpoint.cli_output import OUTPUT, Json, Slos, complain, print_json, print_verdict
 from pinchpoint.cli_plan import plan_app, workloads
+from pinchpoint.cli_profile import profile_app
 from pinchpoint.cli_spans import spans_app
 from pinchpoint.cli_telemetry import telemetry_app
 from pinchpoint.cli_workload import workload_app
@@ -31,6 +32,7 @@ app = App(
     help_format="plaintext",
 )
 app.command(telemetry_app)
+app.command(profile_app)
 app.command(spans_app)
 app.command(agent_app)
 app.command(lab_app)
