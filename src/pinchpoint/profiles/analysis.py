@@ -47,7 +47,10 @@ def of_trace(trace: Trace, limits: Limits) -> list[RankAnalysis]:
     """One per device of the trace; one without a device if nothing ran on any."""
     zero_ns, end_ns = _extent(trace)
     host = _host(trace, limits)
-    devices = np.unique(trace.gpu.device).tolist()
+    numbers, counts = np.unique(trace.gpu.device, return_counts=True)
+    devices = sorted(numbers[np.argsort(-counts, kind="stable")[: limits.devices]].tolist())
+    if len(devices) < len(numbers):
+        trace.notes.append(f"The file names {len(numbers):,} devices; the {len(devices)} with most work are analysed.")
     if not devices:
         return [_without_gpu(trace, zero_ns, end_ns, host, limits)]
     return [_of_device(trace, device, zero_ns, host, limits, alone=len(devices) == 1) for device in devices]

@@ -23,6 +23,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     be lost, so that a small archive cannot unpack without end. The others bound the result."""
 
     file_bytes: int = 4 * GIB_BYTES
+    devices: int = 64
     kernels: int = 50
     gaps: int = 20
     steps: int = 2_000

@@ -225,6 +225,13 @@ def test_one_process_id_on_two_devices_is_two_devices(tmp_path):
     ]  # fmt: skip
 
 
+def test_devices_without_end_are_bounded_and_it_is_said(tmp_path):
+    events = [work("gemm", 0, 10, device=number) for number in range(500)]
+    found = analyse([written(tmp_path, events)], Limits(devices=4))
+    assert len(found.ranks) == 4
+    assert "names 500 devices" in found.ranks[0].notes[0]
+
+
 def test_instants_since_1970_name_the_wall_clock(tmp_path):
     now_us = 1_760_000_000_000_000
     path = written(tmp_path, [span("step", now_us, 10), work("gemm", now_us + 5, 10)])
