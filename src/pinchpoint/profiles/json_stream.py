@@ -27,7 +27,7 @@ DAMAGES_TOLD = 10
 """Of one file, one by one."""
 OTHER_TYPE = "a field is of another type than the format says"
 NO_JSON = "it is not JSON"
-UNFINISHED = "the text ends inside an object"
+UNFINISHED = "an object has no end"
 _BORDER = re.compile(rb"\}\s*,\s*(?=\{)")
 _BORDER_WINDOW_BYTES = 64 << 10
 _BORDERS_TRIED = 4

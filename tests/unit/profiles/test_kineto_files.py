@@ -32,7 +32,7 @@ def test_a_file_that_ends_early_gives_the_events_before_the_cut(tmp_path):
     reading = read(whole)
     assert 60 < len(reading.traces[0].gpu.start) < 70
     assert any("cut off" in problem.what for problem in reading.problems)
-    inside = [problem for problem in reading.problems if "inside an object" in problem.what]
+    inside = [problem for problem in reading.problems if "has no end" in problem.what]
     assert len(inside) == 1
     assert text[inside[0].byte_offset : inside[0].byte_offset + 1] == b"{"
     assert not analyse([whole]).files[0].complete
