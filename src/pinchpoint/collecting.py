@@ -19,15 +19,12 @@ from pinchpoint.fetch import tls_context
 from pinchpoint.model import TargetFacts
 from pinchpoint.plan import Plan
 from pinchpoint.recorder import Recorder
-from pinchpoint.telemetry import prometheus_server
 from pinchpoint.telemetry.config import CollectorConfig, OtlpAt, PageAt
 from pinchpoint.telemetry.discovery import discover
 from pinchpoint.telemetry.handle import CollectorHandle, start_collector
 from pinchpoint.telemetry.inventory import describe_host
-from pinchpoint.telemetry.otlp import EXPORT_DELAY_S
 from pinchpoint.telemetry.prometheus_api import PrometheusServer, auth_headers
 from pinchpoint.telemetry.remote_host import parse_remote_host
-from pinchpoint.telemetry.span_files import import_spans
 from pinchpoint.telemetry.stacks import StackSampling, find_py_spy
 from pinchpoint.traceids import salt_of
 
@@ -157,12 +154,16 @@ class Collecting:
         if self._collector is None:
             return
         if self._plan.telemetry.otlp is not None and self._collector.alive():
+            from pinchpoint.telemetry.otlp import EXPORT_DELAY_S
+
             time.sleep(EXPORT_DELAY_S + EXPORT_MARGIN_S)
         code = self._collector.stop()
         if complaint := self._collector.complaint():
             recorder.on_event("collector", exit_code=code, message=complaint)
         self._collector = None
         if self._prometheus is not None:
+            from pinchpoint.telemetry import prometheus_server
+
             try:
                 notes = prometheus_server.collect(self._prometheus, run_path, self._begun_ns, monotonic_ns())
             except (OSError, PinchpointError) as error:
@@ -175,6 +176,8 @@ class Collecting:
         spec = self._plan.telemetry
         if spec.spans is None:
             return
+        from pinchpoint.telemetry.span_files import import_spans
+
         try:
             taken = import_spans(
                 Path(spec.spans),

@@ -16,7 +16,6 @@ import msgspec
 import numpy as np
 
 from pinchpoint.clock import NS_PER_S, monotonic_ns
-from pinchpoint.collecting import Collecting
 from pinchpoint.errors import GuardError, PinchpointError, UsageError
 from pinchpoint.fetch import FetchError, exchange, tls_context
 from pinchpoint.launch import (
@@ -116,7 +115,11 @@ def run_load(
         table = token_table(plan, facts, traffic, access, ask=bool(facts.models))
         limits, problems = check_host(plan, traffic, workers, len(access.endpoints), force=force)
         asked = plan.metrics_url is not None or plan.telemetry != TelemetrySpec()
-        collecting = Collecting(plan, facts, api_key, local=access.local) if asked else None
+        collecting = None
+        if asked:
+            from pinchpoint.collecting import Collecting  # what a plain load without telemetry need not wait for
+
+            collecting = Collecting(plan, facts, api_key, local=access.local)
         writer = begin_run(plan, facts, out, command=command, plan_file=plan_file)
     except BaseException:  # also an interrupt: nobody else would end the load processes
         fleet.close()
