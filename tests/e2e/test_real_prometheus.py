@@ -5,8 +5,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from tests.support.prometheus import RealPrometheus, needs_prometheus, real_prometheus
+from tests.support.real_engines import records_of_load
+from tests.support.scripted_server import ScriptedServer, stream
 
 from pinchpoint.catalog import load_catalog, parse_labels
 from pinchpoint.clock import NS_PER_S, monotonic_ns
@@ -139,3 +142,19 @@ def test_series_that_the_run_has_read_itself_are_not_read_twice(real: RealPromet
     _, rows = fetched(PrometheusServer(real.url, SELECTOR, catalog), tmp_path, now_ns - 600 * NS_PER_S, now_ns)
     assert twice not in {row["series"] for row in rows}
     assert any((row["series"] or "").startswith("host.") for row in rows)
+
+
+def test_a_load_takes_what_the_server_stored_meanwhile_into_its_run(real: RealPrometheus, tmp_path: Path) -> None:
+    with ScriptedServer(lambda number, body: stream(2)) as service:
+        records = records_of_load(
+            tmp_path / "run", service.url, "--api", "chat", "--model", "m", "--rate", 3, "--duration", "4s",
+            "--prometheus", real.url, "--selector", SELECTOR,
+        )  # fmt: skip
+    assert {record["status"] for record in records} == {"ok"}
+    rows = pq.read_table(tmp_path / "run" / "telemetry.parquet").to_pylist()
+    stored = [row["t_ns"] for row in rows if row["raw"] == "node_load1" and row["source"] == "prometheus"]
+    assert len(stored) >= 2
+    first_ns = min(record["sent_ns"] for record in records)
+    assert any(first_ns < at_ns for at_ns in stored)
+    events = (tmp_path / "run" / "events.jsonl").read_text()
+    assert f"were fetched from {real.url}" in events
