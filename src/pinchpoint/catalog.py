@@ -26,7 +26,7 @@ CATALOG_PATH = Path(__file__).with_name("catalog.toml")
 TOTAL = "_total"
 BUCKET = "_bucket"
 HISTOGRAM_MEMBERS = ("_sum", "_count", BUCKET)
-INTENSIVE_UNITS = ("ratio", "degC", "Hz", "V", "1")
+INTENSIVE_UNITS = ("ratio", "degC", "Hz", "V", "lanes", "1")
 """Units of gauges of which two do not make more than one: shares, levels, states and codes."""
 BOUND = "le"
 """The label that holds a bucket's upper bound."""

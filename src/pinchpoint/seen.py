@@ -18,8 +18,6 @@ from pinchpoint.coverage import PageCoverage
 
 SNAPSHOTS_KEPT = 11
 """Of each series: at one reading a second, rates are of the last ten seconds."""
-NEVER_ADDED = ("ratio", "degC", "Hz", "V", "lanes")
-"""Units of which several make no sum."""
 Layer = Literal["engine", "gateway", "accelerator", "host", "server", "client", "network", "source"]
 LAYERS: tuple[Layer, ...] = ("engine", "gateway", "accelerator", "host", "server", "client", "network", "source")
 LAYER_OF = {"gpu": "accelerator", "probe": "network"}
@@ -51,7 +49,8 @@ class Row(msgspec.Struct, frozen=True):
     """Of `value`; of a rate the unit of what is counted."""
     how: How
     value: float | None
-    """Over label sets the largest for NEVER_ADDED units, the sum for everything else. None: read, but no number."""
+    """Over label sets their sum, or the largest where a sum means nothing (Entry.adds_up). None: read, but no number, or
+    one that says nothing beside its labels."""
     observations_per_s: float | None
     """Of a histogram; None for other kinds, and before there are two readings."""
     label_sets: int
@@ -211,8 +210,10 @@ def _row(entry: Entry, source: str, snapshots: list[_Snapshot]) -> Row:
         value, how = _rate(snapshots), "per second"
         if value is None:
             value, how = sum(latest.values()), "total"
+    elif entry.kind == "info":  # what it says stands in its labels
+        value = None
     else:
-        value = max(latest.values()) if entry.unit in NEVER_ADDED else sum(latest.values())
+        value = sum(latest.values()) if entry.adds_up else max(latest.values())
     return Row(
         layer=layer_of(entry),
         series=entry.name,

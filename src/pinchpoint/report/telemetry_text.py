@@ -20,6 +20,8 @@ from pinchpoint.units import MISSING, counted, format_ratio, significant
 KIB = 1024.0
 BYTE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 SI_PREFIXES = ("", "k", "M", "G", "T", "P")
+EXACT = 1e7
+"""Whole numbers below are told to the digit."""
 LARGE = 1e5
 """From here on a number is printed with a prefix."""
 INSTANT = "_unix_s"
@@ -168,6 +170,8 @@ def value_text(row: Row) -> str:
 def _amount(value: float, unit: str) -> str:
     if unit in ("bytes", "bytes/s"):
         return _scaled(value, KIB, BYTE_UNITS, "") + unit.removeprefix("bytes")
+    if abs(value) < EXACT and value.is_integer() and unit not in ("s", "ratio", "degC", "W", "J"):
+        return f"{value:,.0f} {'' if unit == '1' else visible(unit)}".rstrip()  # limits are compared to the digit
     if value < LARGE or unit in ("s", "ratio"):
         return quantity(value, unit)
     return _scaled(value, 1e3, SI_PREFIXES, "" if unit == "1" else visible(unit))

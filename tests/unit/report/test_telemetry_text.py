@@ -41,7 +41,7 @@ def printed(told: Survey, height: int | None = None) -> str:
         (row(value=0.0321, unit="s"), "32.1 ms"),
         (row(value=3 * 2**30, unit="bytes"), "3 GiB"),
         (row(value=1.41e9, unit="Hz"), "1.41 GHz"),
-        (row(value=262144.0, unit="flows"), "262 k flows"),
+        (row(value=262144.0, unit="flows"), "262,144 flows"),
         (row(value=385.0, unit="tokens", how="per second"), "385 tokens/s"),
         (row(value=2048.0, unit="bytes", how="per second"), "2 KiB/s"),
         (row(value=1.5, unit="s", how="per second"), "1.5 s/s"),
