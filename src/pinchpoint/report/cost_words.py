@@ -9,10 +9,12 @@ from rich.text import Text
 from pinchpoint.cost import Amounts, Cost, StepCost
 from pinchpoint.report import words
 from pinchpoint.report.literal import literal, visible
-from pinchpoint.units import MISSING, significant
+from pinchpoint.units import MISSING, counted, format_duration, significant
 
 CURRENCY_LENGTH_MAX = 8
 KILO = 1e3
+REQUESTS_MIN = 40
+"""Below, what a request costs is told as rough: by chance alone a stretch holds a sixth more or fewer of them."""
 ENERGY_COLUMNS = (
     ("per request", "per_request", 1.0),
     ("per 1k input tokens", "per_1k_input_tokens", 1.0),
@@ -104,6 +106,9 @@ def cost_block(cost: Cost) -> RenderableType | None:
     rate = f", at {words.offered(step.rate_rps)} req/s" if step.rate_rps is not None else ""
     second = ", ".join(amounts) + rate
     lines += [first, Text(second, no_wrap=True, overflow="ellipsis")]
+    if step.requests < REQUESTS_MIN:
+        few = f"rough: {counted(step.requests, 'request')} in {format_duration(step.duration_s)}"
+        lines.append(literal(few, "yellow"))
     if cost.price_source is not None and cost.price_source != "given":
         lines.append(literal(f"price: {cost.price_source}; yours differs", "dim"))
     return Group(*lines)

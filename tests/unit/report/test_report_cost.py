@@ -92,3 +92,11 @@ def test_json_holds_the_cost_or_null(report_verdict: Verdict, priced: Cost) -> N
     assert json.loads(verdict_json(report_verdict))["cost"] is None
     told = json.loads(verdict_json(report_verdict, priced))["cost"]
     assert told["capacity"]["money"]["per_1m_tokens"] > 0 and told["capacity"]["energy_j"] is None
+
+
+def test_a_figure_that_rests_on_few_requests_is_called_rough(report_verdict: Verdict, priced: Cost) -> None:
+    assert priced.capacity is not None
+    for requests, rough in ((15, True), (400, False)):
+        step = msgspec.structs.replace(priced.capacity, requests=requests, duration_s=2.75)
+        text = screen_text(report_verdict, cost=msgspec.structs.replace(priced, capacity=step))
+        assert (f"rough: {requests} requests in 2.75 s" in text) == rough
