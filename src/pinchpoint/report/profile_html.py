@@ -47,6 +47,8 @@ NAME_CHARS = 300
 STEPS_SHOWN = 60
 KERNELS_SHOWN = 50
 NS_PER_S = 1e9
+SHOWN_SHARE_MIN = 5e-4
+"""What would be printed as 0.0 % is left out of the bar."""
 COMMUNICATION_ADVICE = "Communication is not hidden behind computing: look at links, at the slowest rank, at overlap."
 
 
@@ -112,7 +114,7 @@ def _template() -> Template:
 
 
 def split_of(rank: RankAnalysis) -> list[tuple[str, str, float, float]]:
-    """(class, title, seconds, share of the span) of what fills the span of a device, without what is nothing."""
+    """(class, title, seconds, share of the span) of what fills the span of a device."""
     gpu = rank.gpu
     if gpu is None or not gpu.span_s:
         return []
@@ -122,7 +124,7 @@ def split_of(rank: RankAnalysis) -> list[tuple[str, str, float, float]]:
         ("f-copy", "copies alone", gpu.exposed_copy_s),
         *((f"i-{one.kind}", f"idle, {IDLE_TITLES[one.kind]}", one.total_s) for one in rank.idle),
     ]
-    return [(css, title, seconds, seconds / gpu.span_s) for css, title, seconds in parts if seconds > 0]
+    return [(css, title, seconds, seconds / gpu.span_s) for css, title, seconds in parts if seconds / gpu.span_s >= SHOWN_SHARE_MIN]
 
 
 def _advice_of(rank: RankAnalysis) -> str | None:

@@ -118,7 +118,7 @@ def rank_headline(rank: RankAnalysis, name: str) -> str:
     if not rank.categories:
         return busy
     first = rank.categories[0]
-    return f"{busy}, {share(first.share)} of that with {title_of(first.category)}"
+    return f"{busy}; most of that is {title_of(first.category)}, {share(first.share)}"
 
 
 def longest_idle(rank: RankAnalysis) -> IdleClass | None:
