@@ -24,6 +24,7 @@ from pinchpoint.report.charts import chart_data
 from pinchpoint.report.literal import visible
 from pinchpoint.report.page import asset, csp_hash, embedded_json, template
 from pinchpoint.report.ruler import rate_ruler
+from pinchpoint.report.spans_text import spans_section
 from pinchpoint.rundir import write_atomically
 from pinchpoint.series import RunView
 from pinchpoint.units import MISSING, format_count, format_duration, format_ratio
@@ -70,6 +71,7 @@ def html(view: RunView, verdict: Verdict, cost: Cost | None = None) -> str:
         target_rows=_target_rows(verdict),
         run_rows=_run_rows(view),
         command=command_line(view, verdict),
+        spans=spans_section(view),
         cost=cost,
         cost_rows=cost_words.cost_rows(cost) if cost_words.told(cost) else [],
         cost_basis=cost_words.basis(cost),

@@ -9,7 +9,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, Template
+from jinja2 import Environment, FunctionLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from pinchpoint.report.literal import visible
@@ -38,6 +38,7 @@ def embedded_json(data: Any) -> Markup:
 def template(name: str, filters: Mapping[str, Callable[..., Any]], names: Mapping[str, Any]) -> Template:
     """A template whose every printed text is escaped and loses its control characters."""
     environment = Environment(
+        loader=FunctionLoader(_source),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -46,7 +47,12 @@ def template(name: str, filters: Mapping[str, Callable[..., Any]], names: Mappin
     )
     environment.filters.update(filters)
     environment.globals.update(names)
-    return environment.from_string((files("pinchpoint.report") / "templates" / name).read_text(encoding="utf-8"))
+    return environment.get_template(name)
+
+
+def _source(name: str) -> str:
+    """Of a template, or of a part that another includes."""
+    return (files("pinchpoint.report") / "templates" / name).read_text(encoding="utf-8")
 
 
 def _printable(value: Any) -> Any:

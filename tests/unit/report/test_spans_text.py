@@ -6,12 +6,13 @@ from pathlib import Path
 import msgspec
 import pytest
 from tests.support.otlp_exports import BEGUN_NS, as_json, export, span
+from tests.support.runs import example_verdict
 from tests.support.span_runs import SALT, T0_NS, SpanRun, Times, ns
 
 from pinchpoint import cli_spans
 from pinchpoint.errors import UsageError
 from pinchpoint.model import Stage
-from pinchpoint.report.html import _template
+from pinchpoint.report.html import _template, html
 from pinchpoint.report.spans_text import clock_words, render_spans, spans_section, step_rows
 from pinchpoint.report.text import to_text
 from pinchpoint.series import RunView
@@ -61,10 +62,10 @@ def test_every_stage_is_named_with_its_share_and_steps_show_what_grew(tmp_path: 
 
 
 def test_the_page_says_the_same(tmp_path: Path) -> None:
-    html = page(view_of(tmp_path / "run"))
+    told = page(view_of(tmp_path / "run"))
     for name in STAGES:
-        assert f'<th scope="row">{name}</th>' in html
-    assert "Medians by step" in html and "retrieve" in html
+        assert f'<th scope="row">{name}</th>' in told
+    assert "Medians by step" in told and "retrieve" in told
 
 
 def test_names_from_the_service_are_text_and_nothing_else(tmp_path: Path) -> None:
@@ -73,9 +74,9 @@ def test_names_from_the_service_are_text_and_nothing_else(tmp_path: Path) -> Non
     run.span(1, 1, None, EVIL, EVIL, 0.0, 1.0)
     run.span(1, 2, 1, f"retrieve {EVIL}", EVIL, 0.2, 0.6, "client")
     view = run.view(tmp_path / "run")
-    text, html = screen(view), page(view)
+    text, told = screen(view), page(view)
     assert "\x1b" not in text and "[bold]<script>" in text
-    assert "<script>" not in html and "&lt;script&gt;" in html
+    assert "<script>" not in told and "&lt;script&gt;" in told
 
 
 def test_a_run_without_spans_has_no_section(tmp_path: Path) -> None:
@@ -116,3 +117,10 @@ def test_the_verb_says_how_to_get_spans_where_there_are_none(tmp_path: Path) -> 
     run.request(1, 0.0, None, 1.0)
     with pytest.raises(UsageError, match="--otlp"):
         cli_spans.spans(run.view(tmp_path / "run").run.path)
+
+
+def test_the_report_has_the_section_where_a_run_has_spans(tmp_path: Path) -> None:
+    view = view_of(tmp_path / "run")
+    report = html(view, example_verdict(view))
+    assert '<section id="spans">' in report
+    assert "Medians by step" in report
