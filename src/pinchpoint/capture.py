@@ -1,7 +1,7 @@
 """A profile on demand: while the service is overloaded, its engine's own profiler (or a command) runs for a moment.
 
 A profiler slows down what it looks at, and writing its trace may stop the engine for seconds; so there is one bounded
-window in a run, within the step that overloads the service on purpose, and its instants become an event of the run.
+window, within the step that overloads the service on purpose, and its instants become an event of the run.
 Whatever goes wrong with it costs the profile only and is told in a sentence.
 
 A window that was begun is always ended, also when the run is: an engine that is left profiling fills its memory.
@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 
 import msgspec
 
-from pinchpoint.clock import monotonic_ns
+from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.errors import UsageError
 from pinchpoint.fetch import FetchError, exchange
 from pinchpoint.model import TargetFacts
@@ -218,15 +218,20 @@ class Capture:
         self._thread: threading.Thread | None = None
         self._over = threading.Event()
         self._began_ns: int | None = None
+        self._stopped_ns: int | None = None
         self._ended_ns: int | None = None
         self._taken = False
         self._before: dict[Path, _Stamp] = {}
 
     def start(self, planned_s: float | None = None) -> None:
-        """Begins the wait for the window, in a thread. planned_s: how long the step is meant to take. Only the first
-        call of a run counts."""
-        if self._thread is not None:
+        """Begins the wait for the window, in a thread. planned_s: how long the step is meant to take.
+
+        Called again, when a step turned out not to overload the service and another one follows, it opens another
+        window, of which alone is kept; not while the first is still open or written."""
+        if self._thread is not None and self._thread.is_alive():
             return
+        self._notes.clear()
+        self._taken, self._began_ns, self._stopped_ns, self._ended_ns = False, None, None, None
         window_s, delay_s = self._spec.window_s, DELAY_DEFAULT_S
         if planned_s is not None:
             window_s, delay_s = min(window_s, WINDOW_RATIO_MAX * planned_s), DELAY_RATIO * planned_s
@@ -253,6 +258,7 @@ class Capture:
             self._over.wait(window_s)
         else:
             self._notes.append(f"no profile was taken: {trouble.what}")
+        self._stopped_ns = monotonic_ns()
         if trouble is None or trouble.may_profile:
             trouble = profiler.end()
             if trouble is not None and self._taken:
@@ -285,7 +291,7 @@ class Capture:
             self._collect()
         notes = tuple(self._notes)
         if self._began_ns is not None:
-            recorder.on_event("profile", began_ns=self._began_ns, ended_ns=self._ended_ns)
+            recorder.on_event("profile", began_ns=self._began_ns, stopped_ns=self._stopped_ns, ended_ns=self._ended_ns)
         for note in notes:
             recorder.on_event("profile", message=note)
         return notes
@@ -316,10 +322,12 @@ class Capture:
         except OSError as error:
             self._notes.append(f"the analysis of the profile cannot be written: {error.strerror}")
             return
-        window = f"{(self._ended_ns - self._began_ns) / 1e9:.1f} s" if self._ended_ns and self._began_ns else "a moment"
+        span_s = max((one.span_s for one in analysis.ranks), default=None)
+        window_s = ((self._stopped_ns or 0) - (self._began_ns or 0)) / NS_PER_S
         self._notes.append(
-            f"profiled for {window} while the service was overloaded: {counted(len(kept), 'file')}, "
-            f"{format_duration(max((one.span_s for one in analysis.ranks), default=None))} of trace"
+            f"profiled for {format_duration(window_s)} in the step that overloads the service: "
+            f"{counted(len(kept), 'file')}, {format_duration(span_s)} "
+            "of trace"
         )
         self._notes += [f"{Path(one.file).name}: {one.what}" for one in analysis.problems]
 
