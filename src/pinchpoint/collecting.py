@@ -12,19 +12,21 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from pinchpoint.catalog import load_catalog
+from pinchpoint.catalog import load_catalog, parse_labels
 from pinchpoint.clock import monotonic_ns, realtime_offset_ns
 from pinchpoint.errors import PinchpointError, UnsupportedMeasurementError, UsageError
 from pinchpoint.fetch import tls_context
 from pinchpoint.model import TargetFacts
 from pinchpoint.plan import Plan
 from pinchpoint.recorder import Recorder
-from pinchpoint.telemetry.config import CollectorConfig, OtlpAt, PageAt
+from pinchpoint.report.telemetry_text import REASONS
+from pinchpoint.telemetry.config import CollectorConfig, OtlpAt, PageAt, Reading, Source
 from pinchpoint.telemetry.discovery import discover
 from pinchpoint.telemetry.handle import CollectorHandle, start_collector
 from pinchpoint.telemetry.inventory import describe_host
+from pinchpoint.telemetry.page import Page
 from pinchpoint.telemetry.prometheus_api import PrometheusServer, auth_headers
-from pinchpoint.telemetry.remote_host import parse_remote_host
+from pinchpoint.telemetry.remote_host import RemoteHost, parse_remote_host
 from pinchpoint.telemetry.stacks import StackSampling, find_py_spy
 from pinchpoint.traceids import salt_of
 
@@ -49,9 +51,8 @@ class Collecting:
         self._plan, self._facts, self._api_key, self._local = plan, facts, api_key, local
         self._tls = tls_context(plan.ca_file)
         self._pages = self._find_pages()
-        self._hosts = tuple(text for text in spec.hosts if parse_remote_host(text))
-        if spec.host_token_env is not None and not os.environ.get(spec.host_token_env, "").strip():
-            raise UsageError(f"the environment variable {spec.host_token_env} is empty; put the agents' token into it")
+        self._hosts = spec.hosts
+        self._check_hosts()
         self._prometheus: PrometheusServer | None = None
         self.notes: list[str] = []
         """What there is to say before the load begins."""
@@ -89,6 +90,8 @@ class Collecting:
             name, equals, url = text.partition("=")
             if not equals or "/" in name:
                 name, url = f"page-{place + 1}", text
+            _first_reading(Page(url, name, load_catalog(), tls=self._tls), url)
+            if name == f"page-{place + 1}":
                 pages.append(PageAt(name, url, host=None if _is_here(url) else urlsplit(url).hostname))
             else:
                 pages.append(PageAt(name, url, host=name))
@@ -102,6 +105,19 @@ class Collecting:
                     pages.append(PageAt(one.page.name, one.page.url, keyed=keyed, host=machine))
         return _with_own_names(pages)
 
+    def _check_hosts(self) -> None:
+        spec = self._plan.telemetry
+        token = os.environ.get(spec.host_token_env, "").strip() if spec.host_token_env is not None else None
+        if token == "":
+            raise UsageError(f"the environment variable {spec.host_token_env} is empty; put the agents' token into it")
+        for text in spec.hosts:
+            address = parse_remote_host(text)
+            readings = _first_reading(RemoteHost(address, load_catalog(), token, self._tls), address.url)
+            if not any((reading.series or "").startswith("host.") for reading in readings):
+                raise UsageError(
+                    f"{address.url} tells nothing of a host; give a page of an engine or exporter as a page"
+                )
+
     def start(self, run_path: Path, run_id: str, client_pids: Sequence[int], recorder: Recorder) -> None:
         """Raises UnsupportedMeasurementError when the collector cannot begin."""
         spec, facts = self._plan.telemetry, self._facts
@@ -110,6 +126,8 @@ class Collecting:
             recorder.on_event("telemetry", message=note)
         for page in self._pages:
             recorder.on_event("telemetry", message=f"page {page.name} at {page.url}")
+        for host in self._hosts:
+            recorder.on_event("telemetry", message=f"host {host}")
         if self._local:
             recorder.on_host(msgspec.to_builtins(describe_host()))
         self._begun_ns, self._run_id = monotonic_ns(), run_id
@@ -192,6 +210,18 @@ class Collecting:
             return
         for note in taken.notes:
             recorder.on_event("spans", message=note)
+
+
+def _first_reading(source: Source, url: str) -> list[Reading]:
+    """Raises UsageError when there is nothing to read: who named a source counts on it."""
+    _, readings = source.read()
+    for reading in readings:
+        if reading.raw == "scrape_failed":
+            reason = parse_labels(reading.labels).get("reason", "failed")
+            words = REASONS.get(reason, reason.replace("http_", "HTTP "))
+            hint = "; give its token with --host-token-env" if reason in ("http_401", "http_403") else ""
+            raise UsageError(f"{url} cannot be read ({words}){hint or '; start it, mend the URL or leave it out'}")
+    return readings
 
 
 def _is_here(url: str) -> bool:

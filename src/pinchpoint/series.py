@@ -382,6 +382,25 @@ class RunView:
         t_s = (table.column("t_ns").to_numpy() - self.t0_ns) / NS_PER_S
         return {str(name): t_s[names == name] for name in set(names.tolist())}
 
+    def scrapes(self, window_s: tuple[float, float]) -> dict[str, tuple[int, int]]:
+        """Source of a page -> (times that it could not be read, times that it was) in the window; only those that
+        failed in it."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        table = self.run.telemetry
+        names = pa.array(["scrape_failed", "source.scrape_s"])
+        table = table.filter(pc.is_in(table.column("raw"), value_set=names))  # pyright: ignore
+        t_s = (table.column("t_ns").to_numpy() - self.t0_ns) / NS_PER_S
+        inside = (t_s >= window_s[0]) & (t_s <= window_s[1])
+        sources = np.asarray(table.column("source").to_pylist(), dtype=object)
+        failed = np.asarray(table.column("raw").to_pylist(), dtype=object) == "scrape_failed"
+        return {
+            str(source): (int((inside & failed & mine).sum()), int((inside & ~failed & mine).sum()))
+            for source in sorted(set(sources[failed & inside].tolist()))
+            for mine in (sources == source,)
+        }
+
     def histogram_mean(self, name: str, window_s: tuple[float, float]) -> float | None:
         """Exact mean of a histogram's observations inside the window, from its _sum and _count."""
         steps, children = self._histogram_growth(name)

@@ -212,7 +212,7 @@ def _is_loopback(url: str) -> bool:
 
 
 def telemetry_gaps(features: Features) -> ValidityReason:
-    """Longest silence of each source of readings, relative to the time under load."""
+    """Longest silence of each source of readings, relative to the time under load, and pages that could not be read."""
     view = features.view
     start_s, end_s = features.tested[0].window_s[0], max(s.window_s[1] for s in features.tested)
     start_s = min(start_s, *(s.window_s[0] for s in features.tested))
@@ -231,6 +231,12 @@ def telemetry_gaps(features: Features) -> ValidityReason:
         worst = max(worst, share)
         if share > GAP_SUSPECT_RATIO:
             silent.append(f"{name} ({share:.0%})")
+    for source, (failed, read) in view.scrapes((start_s, end_s)).items():
+        share = failed / (failed + read)
+        seen += read > 0
+        worst = max(worst, share)
+        if share > GAP_SUSPECT_RATIO:
+            silent.append(f"{source} (failed {failed} of {failed + read} times)")
     if not seen:
         return ValidityReason("telemetry-gaps", "unknown", "no telemetry was recorded; causes rest on the client alone")
     if silent:
