@@ -23,6 +23,7 @@ from pinchpoint.report import cost_words, words
 from pinchpoint.report.charts import chart_data
 from pinchpoint.report.literal import visible
 from pinchpoint.report.page import asset, csp_hash, embedded_json, template
+from pinchpoint.report.profile_section import profile_section
 from pinchpoint.report.ruler import rate_ruler
 from pinchpoint.report.spans_text import spans_section
 from pinchpoint.rundir import write_atomically
@@ -72,6 +73,7 @@ def html(view: RunView, verdict: Verdict, cost: Cost | None = None) -> str:
         run_rows=_run_rows(view),
         command=command_line(view, verdict),
         spans=spans_section(view),
+        profile=profile_section(view.run.path),
         cost=cost,
         cost_rows=cost_words.cost_rows(cost) if cost_words.told(cost) else [],
         cost_basis=cost_words.basis(cost),

@@ -18,8 +18,8 @@ from pinchpoint.report.profile_text import rank_facts
 from pinchpoint.report.profile_words import (
     FAMILIES,
     FAMILY_TITLES,
-    IDLE_ADVICE,
     IDLE_TITLES,
+    advice_of,
     family_of,
     format_title,
     headline,
@@ -29,6 +29,7 @@ from pinchpoint.report.profile_words import (
     scaled,
     share,
     short_name,
+    split_of,
     step_kind_title,
     step_words,
     title_of,
@@ -47,9 +48,6 @@ NAME_CHARS = 300
 STEPS_SHOWN = 60
 KERNELS_SHOWN = 50
 NS_PER_S = 1e9
-SHOWN_SHARE_MIN = 5e-4
-"""What would be printed as 0.0 % is left out of the bar."""
-COMMUNICATION_ADVICE = "Communication is not hidden behind computing: look at links, at the slowest rank, at overlap."
 
 
 def write_profile_page(analysis: Analysis, path: Path) -> None:
@@ -101,7 +99,7 @@ def _template() -> Template:
         "FAMILY_TITLES": FAMILY_TITLES,
         "IDLE_TITLES": IDLE_TITLES,
         "meanings": IDLE_MEANING,
-        "advice_of": _advice_of,
+        "advice_of": advice_of,
         "facts_of": rank_facts,
         "idle_words": idle_words,
         "longest_idle": longest_idle,
@@ -111,31 +109,6 @@ def _template() -> Template:
         "family_of": family_of,
     }
     return template("profile.html.j2", filters, names)
-
-
-def split_of(rank: RankAnalysis) -> list[tuple[str, str, float, float]]:
-    """(class, title, seconds, share of the span) of what fills the span of a device."""
-    gpu = rank.gpu
-    if gpu is None or not gpu.span_s:
-        return []
-    parts = [
-        ("f-matrix", "computing", gpu.compute_s),
-        ("f-communication", "communication alone", gpu.exposed_communication_s),
-        ("f-copy", "copies alone", gpu.exposed_copy_s),
-        *((f"i-{one.kind}", f"idle, {IDLE_TITLES[one.kind]}", one.total_s) for one in rank.idle),
-    ]
-    return [(css, title, seconds, seconds / gpu.span_s) for css, title, seconds in parts if seconds / gpu.span_s >= SHOWN_SHARE_MIN]
-
-
-def _advice_of(rank: RankAnalysis) -> str | None:
-    """What to look at, where a part of the span is large enough to be worth it."""
-    gpu = rank.gpu
-    if gpu is None or not gpu.span_s:
-        return None
-    worst = longest_idle(rank)
-    if worst is not None and worst.share > 0.1 and worst.kind in IDLE_ADVICE:
-        return IDLE_ADVICE[worst.kind]
-    return COMMUNICATION_ADVICE if gpu.exposed_communication_s / gpu.span_s > 0.1 else None
 
 
 def _families_of(rank: RankAnalysis) -> list[str]:

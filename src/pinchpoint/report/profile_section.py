@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import msgspec
 
-from pinchpoint.profiles.model import Analysis, RankAnalysis
-from pinchpoint.report.profile_words import headline, most_telling
+from pinchpoint.profiles.model import Analysis
+from pinchpoint.report.profile_text import rank_facts
+from pinchpoint.report.profile_words import advice_of, headline, most_telling, split_of, title_of
 from pinchpoint.report.words import sentence
 
 DIRECTORY = "profile"
@@ -14,14 +15,17 @@ ANALYSIS_FILE = "analysis.json"
 PAGE_FILE = "profile.html"
 ANALYSIS_BYTES_MAX = 64 << 20
 """A hundred times what an analysis takes; a larger file is none of ours."""
+CATEGORIES_SHOWN = 6
 
 
 class ProfileSection(NamedTuple):
-    """link: of the page, relative to the run directory; None when it is not there."""
+    """split, categories: (title, share, seconds). facts: (what, words). link: of the page; None: there is none."""
 
-    analysis: Analysis
     headline: str
-    rank: RankAnalysis | None
+    advice: str | None
+    split: list[tuple[str, float, float]]
+    categories: list[tuple[str, float, float]]
+    facts: list[tuple[str, str]]
     link: str | None
 
 
@@ -37,10 +41,20 @@ def profile_of(run_path: Path) -> Analysis | None:
 
 
 def profile_section(run_path: Path) -> ProfileSection | None:
-    """For the page of a run."""
+    """For the page of a run. None when there is nothing to say."""
     analysis = profile_of(run_path)
-    if analysis is None or not analysis.ranks:
+    rank = most_telling(analysis.ranks) if analysis is not None else None
+    if analysis is None or rank is None:
         return None
     page = run_path / DIRECTORY / PAGE_FILE
-    link = f"{DIRECTORY}/{PAGE_FILE}" if page.exists() else None
-    return ProfileSection(analysis, sentence(headline(analysis)), most_telling(analysis.ranks), link)
+    return ProfileSection(
+        headline=sentence(headline(analysis)),
+        advice=advice_of(rank),
+        split=[(title, part, seconds) for _, title, seconds, part in split_of(rank)],
+        categories=[
+            (title_of(one.category), one.share, one.busy_s if one.busy_s is not None else one.total_s)
+            for one in rank.categories[:CATEGORIES_SHOWN]
+        ],
+        facts=rank_facts(rank),
+        link=f"{DIRECTORY}/{PAGE_FILE}" if page.exists() else None,
+    )

@@ -61,6 +61,10 @@ IDLE_ADVICE = {
     "data_copy": "The host copies data while the GPU waits: pin the memory, copy less, or copy beside the computing.",
 }
 
+COMMUNICATION_ADVICE = "Communication is not hidden behind computing: look at links, at the slowest rank, at overlap."
+SHOWN_SHARE_MIN = 5e-4
+"""What would be printed as 0.0 % is left out of the bar."""
+
 
 def title_of(category: str) -> str:
     """Of a category of kernels or of idle time; an unknown one is its own title."""
@@ -193,3 +197,32 @@ _NOISE = re.compile(
 def short_name(kernel: str) -> str:
     """A kernel's name without the namespaces that all of them share: what is left differs early on."""
     return _NOISE.sub("", kernel) or kernel
+
+
+def split_of(rank: RankAnalysis) -> list[tuple[str, str, float, float]]:
+    """(class, title, seconds, share of the span) of what fills the span of a device."""
+    gpu = rank.gpu
+    if gpu is None or not gpu.span_s:
+        return []
+    parts = [
+        ("f-matrix", "computing", gpu.compute_s),
+        ("f-communication", "communication alone", gpu.exposed_communication_s),
+        ("f-copy", "copies alone", gpu.exposed_copy_s),
+        *((f"i-{one.kind}", f"idle, {IDLE_TITLES[one.kind]}", one.total_s) for one in rank.idle),
+    ]
+    return [
+        (css, title, seconds, seconds / gpu.span_s)
+        for css, title, seconds in parts
+        if seconds / gpu.span_s >= SHOWN_SHARE_MIN
+    ]
+
+
+def advice_of(rank: RankAnalysis) -> str | None:
+    """What to look at, where a part of the span is large enough to be worth it."""
+    gpu = rank.gpu
+    if gpu is None or not gpu.span_s:
+        return None
+    worst = longest_idle(rank)
+    if worst is not None and worst.share > 0.1 and worst.kind in IDLE_ADVICE:
+        return IDLE_ADVICE[worst.kind]
+    return COMMUNICATION_ADVICE if gpu.exposed_communication_s / gpu.span_s > 0.1 else None

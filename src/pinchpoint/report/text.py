@@ -19,6 +19,8 @@ from pinchpoint.report import words
 from pinchpoint.report.classes import classes_table
 from pinchpoint.report.cost_words import cost_block
 from pinchpoint.report.literal import literal, visible
+from pinchpoint.report.profile_section import profile_of
+from pinchpoint.report.profile_text import profile_block
 from pinchpoint.report.steps import steps_table
 from pinchpoint.series import RunView
 from pinchpoint.units import MISSING, format_duration, format_ratio
@@ -109,6 +111,9 @@ def _compose(
     classes = classes_table(verdict, width)
     if classes is not None:
         parts += [Text(""), classes]
+    profile = profile_of(view.run.path) if view is not None else None
+    if profile is not None:
+        parts += [Text(""), Text("WHERE THE STEP TIME GOES", style="bold"), profile_block(profile)]
     footer = _footer(verdict, paths)
     if footer:
         parts += [Text(""), *footer]
