@@ -41,6 +41,7 @@ def agent(
     import socket
 
     from pinchpoint.telemetry.agent import Agent, AgentPage, listening_pids, server_tls
+    from pinchpoint.telemetry.nvml import find_nvml
 
     address, separator, number = listen.rpartition(":")
     if not separator or not number.isdigit() or int(number) > 65535:
@@ -56,7 +57,7 @@ def agent(
             raise UsageError(f"the variable {token_env} is empty; put the token there")
     find = (lambda: pid) if pid else (lambda: listening_pids(port)) if port is not None else None
     tls = server_tls(str(cert), str(key)) if cert is not None and key is not None else None
-    page = AgentPage(name or socket.gethostname(), find)
+    page = AgentPage(name or socket.gethostname(), find, find_nvml(complain))
     with Agent(address.strip("[]"), int(number), page, token, tls) as server:
         if as_json:
             print_json({"schema": "pinchpoint.agent/1", "url": server.url})

@@ -25,7 +25,7 @@ import psutil
 from pinchpoint.catalog import load_catalog
 from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.errors import UsageError
-from pinchpoint.telemetry.config import Reading, own
+from pinchpoint.telemetry.config import Reading, Source, own
 from pinchpoint.telemetry.exposition import CONTENT_TYPE, exposition
 from pinchpoint.telemetry.host import Host
 from pinchpoint.telemetry.process import Server
@@ -47,10 +47,17 @@ SCHEME = b"Bearer "
 class AgentPage:
     """The page. For use from several threads."""
 
-    def __init__(self, name: str, find_server: Callable[[], tuple[int, ...]] | None = None) -> None:
-        """name: the host as it is told apart from others. find_server: the service's listening processes."""
+    def __init__(
+        self,
+        name: str,
+        find_server: Callable[[], tuple[int, ...]] | None = None,
+        accelerators: Source | None = None,
+    ) -> None:
+        """name: the host as it is told apart from others. find_server: the service's listening processes.
+        accelerators: what reads those of this host (nvml.find_nvml); None: none are read."""
         self._labels = {"host": name}
         self._host = Host()
+        self._accelerators = accelerators
         self._find = find_server
         self._server: Server | None = None
         self._found_ns: int | None = None
@@ -64,6 +71,8 @@ class AgentPage:
             now_ns = monotonic_ns()
             if self._read_ns is None or now_ns - self._read_ns >= CACHE_S * NS_PER_S:
                 readings = self._host.read()[1] + self._server_readings(now_ns)
+                if self._accelerators is not None:
+                    readings += [one for one in self._accelerators.read()[1] if one.series is not None]
                 self._page = self._text(readings)
                 self._read_ns = now_ns
             # Of this answer, and not of the readings: whoever asks compares it with when he asked.

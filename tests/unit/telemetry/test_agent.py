@@ -231,3 +231,16 @@ def test_the_verb_serves_until_it_is_ended_and_its_token_is_nowhere_to_be_seen()
     rest, _ = process.communicate(timeout=WAIT_S)
     assert process.returncode == 0
     assert rest == ""
+
+
+class _Gpus:
+    name = "gpu"
+
+    def read(self) -> tuple[int, list[Reading]]:
+        return 0, [own("gpu.power_watts", 321.0, "gpu=0,kind=nvidia"), event("gpu_lost", "gpu=1")]
+
+
+def test_the_accelerators_of_the_host_stand_on_the_page_without_their_events() -> None:
+    page = AgentPage("a", accelerators=_Gpus()).read().decode()
+    assert '{"gpu.power_watts",gpu="0",kind="nvidia",host="a"} 321.0' in page
+    assert "gpu_lost" not in page
