@@ -577,7 +577,7 @@ def _telemetry_problems(spec: TelemetrySpec) -> list[tuple[bool, str]]:
     if spec.otlp is not None:
         for key in ("http_port", "grpc_port"):
             port = getattr(spec.otlp, key)
-            problems.append((not 0 <= port <= PORT_MAX, f"telemetry.otlp.{key} is {port}; it must be 0 to {PORT_MAX}"))
+            problems.append((not 1 <= port <= PORT_MAX, f"telemetry.otlp.{key} is {port}; it must be 1 to {PORT_MAX}"))
     return problems
 
 

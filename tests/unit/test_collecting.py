@@ -113,7 +113,7 @@ def test_what_can_be_read_is_given_to_the_collector(url: str, tmp_path: Path, mo
         pages=(f"node={url}/node", url + "/node"),
         hosts=(f"gpu1={url}/guarded",),
         host_token_env="AGENTS",
-        otlp={"http_port": 0, "grpc_port": 0},
+        otlp={},
     )
     config = config_of(one, tmp_path, monkeypatch)
     assert [(page.name, page.keyed, page.host) for page in config.pages] == [
