@@ -283,7 +283,9 @@ class Capture:
         said of it, in sentences; they are events of the run, too."""
         self._over.set()
         if self._thread is None:
-            return ()
+            self._notes.append("no profile was taken: the run had no step that overloads the service")
+            recorder.on_event("profile", message=self._notes[0])
+            return tuple(self._notes)
         self._thread.join(START_LIMIT_S + STOP_LIMIT_S)
         if self._thread.is_alive():
             self._notes.append("the profiler did not come to an end in time; see whether the service still profiles")

@@ -122,8 +122,9 @@ def _in_full(analysis: Analysis) -> list[RankAnalysis]:
     ranks = list(analysis.ranks)
     slowest = analysis.across_ranks.slowest if analysis.across_ranks is not None else None
     kept = ranks[:RANKS_MAX]
-    if len(ranks) > RANKS_MAX and all(one.label != slowest for one in kept):
-        kept[-1] = next(one for one in ranks if one.label == slowest)
+    for left_out in ranks[RANKS_MAX:]:
+        if left_out.label == slowest:
+            kept[-1] = left_out
     return kept
 
 
