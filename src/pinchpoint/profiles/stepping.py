@@ -51,6 +51,9 @@ _NUMBERED = re.compile(
 _WHOLE = re.compile(
     r"(?:^|[.:/ ])(?:execute_model|engine_step|forward_pass|model_forward|run_batch|run_model)$", re.IGNORECASE
 )
+ROUNDING_NS = 1_000
+"""Stamps of microseconds since 1970 in floating point are good to a quarter of one; begin and duration are rounded
+apart."""
 _PREFILL = re.compile(r"prefill|extend|context", re.IGNORECASE)
 _DECODE = re.compile(r"decode|generation", re.IGNORECASE)
 SGLANG_KINDS: dict[str, StepKind] = {
@@ -123,7 +126,8 @@ def _none(gpu: Gpu) -> Steps:
 
 
 def _outermost(trace: Trace, rows: NDArray[np.bool_]) -> Steps:
-    """Ranges of one thread that lie in another count with it; the shape is that of whichever says most."""
+    """Ranges of one thread that lie in another count with it; the shape is that of whichever says most. One that begins
+    a moment before the end of the one before it, as rounded stamps of ranges back to back do, is a step of its own."""
     ranges = trace.ranges
     index = np.flatnonzero(rows)
     order = index[np.lexsort((-ranges.end[index], ranges.start[index]))]
@@ -135,8 +139,10 @@ def _outermost(trace: Trace, rows: NDArray[np.bool_]) -> Steps:
         shape = shape_of(name) or _kind_in(name)
         outer = open_at.get(thread)
         if outer is not None and start < ends[outer]:
-            shapes[outer] = _richer(shapes[outer], shape)
-            continue
+            if end <= ends[outer] + ROUNDING_NS:
+                shapes[outer] = _richer(shapes[outer], shape)
+                continue
+            ends[outer] = start
         open_at[thread] = len(names)
         names.append(name)
         shapes.append(shape)
