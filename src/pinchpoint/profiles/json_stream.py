@@ -38,6 +38,10 @@ _RESUME = re.compile(rb'\{\s*"(?:ph|cat|name|ts|pid|tid|size|kind)"\s*:')
 """How an object of a trace begins; where reading goes on behind damage."""
 
 
+NOT_JSON = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding raises for bytes that are no JSON: the second for text that is no UTF-8."""
+
+
 class Damage(msgspec.Struct, frozen=True):
     """Bytes that could not be read. byte_offset: from the begin of the text. bytes: how many were passed over."""
 
@@ -120,11 +124,11 @@ class ArrayReader(Generic[Item]):
                 return self._decoder.decode(whole), border.end()
             except msgspec.ValidationError:
                 break  # the cut is right, an item is not
-            except (msgspec.DecodeError, RecursionError):
+            except NOT_JSON:
                 pass
             try:
                 return self._decoder.decode(_NOT_JSON_NUMBERS.sub(b"null", whole)), border.end()
-            except (msgspec.DecodeError, RecursionError):
+            except NOT_JSON:
                 pass
         return self._walk(text, offset, final=False) if borders else ([], 0)
 
@@ -180,7 +184,7 @@ class ArrayReader(Generic[Item]):
                 return self._one.decode(_NOT_JSON_NUMBERS.sub(b"null", text) if attempt is None else text), ""
             except (msgspec.ValidationError, RecursionError):
                 return None, OTHER_TYPE
-            except msgspec.DecodeError:
+            except (msgspec.DecodeError, UnicodeDecodeError):
                 continue
         return None, NO_JSON
 

@@ -244,7 +244,7 @@ def _around(trace: Trace, head: bytes, tail: bytes, path: Path) -> None:
     for text in (head + b"]}", b'{"events":[]' + tail, b'{"events":[' + tail):
         try:
             around |= msgspec.json.decode(text)
-        except (msgspec.DecodeError, TypeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, TypeError, RecursionError):
             continue
     try:
         for row in msgspec.convert(around.get("deviceProperties", []), list[DeviceProperties], strict=False):

@@ -143,7 +143,7 @@ def _around(head: bytes, tail: bytes) -> dict[str, Any]:
         try:
             tools = msgspec.json.decode(text)["rocprofiler-sdk-tool"]
             return tools[0]
-        except (msgspec.DecodeError, KeyError, IndexError, TypeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, KeyError, IndexError, TypeError, RecursionError):
             continue
     return {}
 
@@ -161,7 +161,7 @@ def _symbols(around: dict[str, Any], names: Names, head: bytes) -> dict[int, int
         for text in _SYMBOL.findall(head):
             try:
                 rows.append(msgspec.json.decode(text, type=_Symbol))
-            except (msgspec.DecodeError, RecursionError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue
     return {
         row.kernel_id: names.number((row.formatted_kernel_name or row.kernel_name).removesuffix(".kd")) for row in rows

@@ -65,6 +65,14 @@ def test_a_damaged_event_costs_itself_and_no_other(tmp_path, data):
         assert number == event or f"kernel {number}" in names
 
 
+def test_a_name_that_is_no_text_costs_its_event_and_no_other(tmp_path):
+    whole = written(tmp_path, kernels(12))
+    for name in (b"kernel 7", b'"cat'):  # in a value; in the name of a field
+        whole.write_bytes(whole.read_bytes().replace(name, name[:3] + b"\xff" + name[4:], 1))
+    names = read(whole).traces[0].names
+    assert sum(f"kernel {number}" in names for number in range(12)) >= 10
+
+
 def test_batches_are_cut_where_events_end_whatever_their_names_hold(tmp_path, monkeypatch):
     monkeypatch.setattr(stream, "BATCH_BYTES", 300)
     monkeypatch.setattr("pinchpoint.profiles.source.PIECE_BYTES", 64)

@@ -192,8 +192,9 @@ def test_steps_back_to_back_whose_rounded_stamps_overlap_are_all_steps(tmp_path)
     events = []
     for number in range(4):
         start = 100.0 * number - 0.004 * (number > 0)
-        events += [span(name, start, 100), launch(start + 5, 5, number + 1), work(GEMM, start + 10, 80, call=number + 1)]
-        events += [span("execute_context_0(0)_generation_1(1)", start + 50, 50.3)]  # one within it, rounded too
+        events += [span(name, start, 100), launch(start + 5, 5, number + 1)]
+        events += [work(GEMM, start + 10, 80, call=number + 1)]
+        events += [span(name, start + 50, 50.3)]  # one within it, rounded too
     rank = one(events, tmp_path)
     assert [step.kernels for step in rank.steps] == [1, 1, 1, 1]
     assert rank.step_summary[0].period_s == pytest.approx(100e-6, rel=1e-3)
