@@ -1,6 +1,10 @@
 """Verbs about the lab, the simulated service: serve it, run it in virtual time, list what it can break, show it."""
 
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,7 +23,10 @@ SeverityName = Annotated[str, Parameter(help="mild, moderate or severe.")]
 Onset = Annotated[str, Parameter(help="Time after the start at which the fault sets in.")]
 GpuName = Annotated[str | None, Parameter(help="Name of a GPU that the lab knows; A100 where left out.")]
 ModelName = Annotated[str | None, Parameter(help="Name of a model that the lab knows; llama-3-8b where left out.")]
-DialectName = Annotated[str, Parameter(help="Which engine to look like: vllm, sglang, tgi or llama.cpp.")]
+DialectName = Annotated[
+    str | None,
+    Parameter(help="Which engine to look like: vllm, sglang, tgi or llama.cpp; default: that of --like, else vllm."),
+]
 Like = Annotated[
     str | None, Parameter(help="Name of a measured deployment whose constants to take; a wrong one lists them all.")
 ]
@@ -42,7 +49,7 @@ def serve(
     onset: Onset = "0s",
     gpu: GpuName = None,
     model: ModelName = None,
-    dialect: DialectName = "vllm",
+    dialect: DialectName = None,
     like: Like = None,
     set_: Settings = (),
     port: Annotated[int, Parameter(help="0 takes a free port.")] = 8000,
@@ -105,7 +112,7 @@ def synth(
     onset: Onset = "0s",
     gpu: GpuName = None,
     model: ModelName = None,
-    dialect: DialectName = "vllm",
+    dialect: DialectName = None,
     like: Like = None,
     set_: Settings = (),
     degrade: Annotated[
@@ -147,7 +154,18 @@ def synth(
         asked = read_plan(plan, values)
     if truth_file is not None and truth_file.resolve().is_relative_to(out.resolve()):
         raise UsageError(f"{truth_file} lies inside of the run directory, where whoever judges the run would find it")
-    path = run_virtual(asked, scenario, out, degrade=degrade)
+    try:
+        with _sigterm_interrupts():
+            path = run_virtual(asked, scenario, out, degrade=degrade)
+    except KeyboardInterrupt:
+        if not (out / "run.json").exists():
+            complain("interrupted before anything was written")
+        else:
+            complain(
+                f"interrupted; what {out} holds until then can be read with `pinchpoint report {out}`. "
+                "A run in virtual time does not go on: delete the directory or give another --out to make it anew"
+            )
+        return EXIT_INTERRUPTED
     if truth_file is not None:
         write_truth(truth_file, scenario)
     view, verdict = judge_directory(path)
@@ -189,9 +207,7 @@ def faults(
         return EXIT_OK
     if pairs < 2:
         raise UsageError(f"--pairs is {pairs}; a spread needs at least 2")
-    from rich.progress import track
-
-    from pinchpoint.impact import measure_impact
+    from pinchpoint.impact import Impact, measure_impact
     from pinchpoint.lab.scenario import choose_scenario
 
     scenarios = [
@@ -200,11 +216,14 @@ def faults(
         if fault.name != HEALTHY
         for level in severity
     ]
-    progress = Console(stderr=True)
-    impacts = [
-        measure_impact(scenario, pairs=pairs)
-        for scenario in track(scenarios, "paired runs", console=progress, transient=True)
-    ]
+    impacts: list[Impact] = []
+    for scenario in scenarios:
+        impacts.append(found := measure_impact(scenario, pairs=pairs))
+        told = (
+            f"{found.change_text} of {found.indicator}, {found.sigmas:.1f} sigma" if found.has_impact else "no impact"
+        )
+        sys.stderr.write(f"{len(impacts)} of {len(scenarios)}: {found.fault} {found.severity}: {told}\n")
+        sys.stderr.flush()
     if as_json:
         told = [{**msgspec.to_builtins(one), "has_impact": one.has_impact} for one in impacts]
         print_json({"schema": "pinchpoint.impact/1", "impacts": told})
@@ -242,24 +261,33 @@ def bench(
         raise UsageError(f"--workers is {workers}; at least one process must make the runs")
     if size not in SIZES:
         raise UsageError(f"there is no size {size!r}; choose one of {', '.join(SIZES)}")
+    screen = Console(stderr=True)
     bar = Progress(
         TextColumn("runs"),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=Console(stderr=True),
+        console=screen,
         transient=True,
+        disable=not screen.is_terminal,
     )
     with bar:
         task = bar.add_task("runs")
-        made = make_bench(
-            out,
-            SIZES[size],
-            seed,
-            workers=workers,
-            on_made=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+        tenths_told = -1
+
+        def on_made(done: int, total: int) -> None:
+            """A bar where there is a terminal, else a line for every tenth."""
+            nonlocal tenths_told
+            bar.update(task, completed=done, total=total)
+            tenths = 10 * done // max(1, total)
+            if not screen.is_terminal and tenths > tenths_told:
+                tenths_told = tenths
+                sys.stderr.write(f"{done} of {total} runs\n")
+                sys.stderr.flush()
+
+        with _sigterm_interrupts():
+            made = make_bench(out, SIZES[size], seed, workers=workers, on_made=on_made)
     if not made.complete:
         complain(f"interrupted with {len(made.labels)} runs made; the same command goes on from there")
         return EXIT_INTERRUPTED
@@ -294,13 +322,30 @@ def demo(
     return run_demo(fault=fault, budget=budget, seed=seed, out=out, as_json=as_json)
 
 
+@contextmanager
+def _sigterm_interrupts() -> Iterator[None]:
+    """SIGTERM ends what runs here as Ctrl-C does, so that what there is by then is kept in order."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # only the main thread may say what a signal does
+        return
+
+    def interrupt(_number: int, _frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def _scenario(
     fault: str,
     severity: str,
     onset: str,
     gpu: str | None,
     model: str | None,
-    dialect: str,
+    dialect: str | None,
     like: str | None,
     settings: tuple[str, ...],
     seed: int,

@@ -7,7 +7,9 @@ thousands of events per second. Events come without HTTP framing. Not when anyth
 import base64
 import random
 import struct
+from bisect import bisect_left
 from collections.abc import Mapping
+from itertools import accumulate
 from typing import Protocol
 
 import msgspec
@@ -76,17 +78,56 @@ def answer_to(generation: Generation, model: str, request_id: int, created_s: in
     return kinds.get(generation.dialect, _Completions)(generation, model, request_id, created_s)
 
 
-class _Text:
-    """The words of one answer. They begin at another one for each request, so that two answers do not read the same."""
+def stopped(generation: Generation, request_id: int) -> Generation:
+    """The same, ended by the first of its stop texts that the answer to this request would hold.
 
-    def __init__(self, request_id: int) -> None:
+    As in vLLM, the text ends before the stop text, and the tokens count up to the one that completes it.
+    """
+    if not generation.stop:
+        return generation
+    lengths = [len(word) for word in _Text(request_id, None).each(generation.max_output_tokens)]
+    ends = list(accumulate(lengths))
+    text = _Text(request_id, None).text(generation.max_output_tokens)
+    best: tuple[int, int, str] | None = None
+    for stop in generation.stop:
+        at = text.find(stop)
+        while at >= 0:
+            tokens = bisect_left(ends, at + len(stop)) + 1
+            if tokens > generation.min_tokens:
+                best = min(best or (tokens, at, stop), (tokens, at, stop))
+                break
+            at = text.find(stop, at + 1)
+    if best is None:
+        return generation
+    tokens, at, stop = best
+    return msgspec.structs.replace(
+        generation, max_output_tokens=tokens, finish_reason="stop", text_bytes=at, stop_text=stop
+    )
+
+
+class _Text:
+    """The words of one answer. They begin at another one for each request, so that two answers do not read the same.
+
+    text_bytes: where the text ends though there are more tokens; None: nowhere.
+    """
+
+    def __init__(self, request_id: int, text_bytes: int | None) -> None:
         self._first_word = request_id
+        self._text_bytes = text_bytes
+
+    def each(self, n: int) -> list[bytes]:
+        """The first n words, one by one, as if nothing ended the text."""
+        found = [_WORD_BYTES[(self._first_word + i) % len(_WORD_BYTES)] for i in range(n)]
+        return [found[0][1:], *found[1:]] if found else []
 
     def word(self, index: int, n: int = 1) -> bytes:
         """n words; the first one of an answer has no blank before it."""
         at = (self._first_word + index) % len(_WORD_BYTES)
         found = _WORD_BYTES[at] if n == 1 else b"".join(_WORD_BYTES[(at + i) % len(_WORD_BYTES)] for i in range(n))
-        return found if index else found[1:]
+        found = found if index else found[1:]
+        if self._text_bytes is None:
+            return found
+        return found[: max(0, self._text_bytes - sum(map(len, self.each(index))))]
 
     def text(self, output_tokens: int) -> str:
         return self.word(0, output_tokens).decode() if output_tokens else ""
@@ -99,8 +140,9 @@ class _Completions(_Text):
     """OpenAI's chat and text completions."""
 
     def __init__(self, generation: Generation, model: str, request_id: int, created_s: int) -> None:
-        super().__init__(request_id)
+        super().__init__(request_id, generation.text_bytes)
         self._generation = generation
+        self._stop_reason = msgspec.json.encode(generation.stop_text).decode()
         chat = self._chat = generation.dialect == "chat"
         kind = "chat.completion" if chat else "text_completion"
         event_kind = "chat.completion.chunk" if chat else "text_completion"
@@ -117,7 +159,7 @@ class _Completions(_Text):
         self._heads = tuple(b"%x\r\n%b" % (length + word, self._prefix) for word in range(_LONGEST_WORD_BYTES + 1))
         """Beginning of a framed event by the length of its word."""
         self._last_suffix = (
-            f'{close},"logprobs":null,"finish_reason":"{generation.finish_reason}","stop_reason":null}}]}}\n\n'
+            f'{close},"logprobs":null,"finish_reason":"{generation.finish_reason}","stop_reason":{self._stop_reason}}}]}}\n\n'
         ).encode()
 
     def token(self, index: int, n: int = 1) -> bytes:
@@ -151,7 +193,7 @@ class _Completions(_Text):
         text = self.text(output_tokens)
         content = f'"message":{{"role":"assistant","content":"{text}"}}' if self._chat else f'"text":"{text}"'
         reason = self._generation.finish_reason
-        choice = f'{{"index":0,{content},"logprobs":null,"finish_reason":"{reason}","stop_reason":null}}'
+        choice = f'{{"index":0,{content},"logprobs":null,"finish_reason":"{reason}","stop_reason":{self._stop_reason}}}'
         return f'{self._head},"choices":[{choice}],"usage":{self._usage(output_tokens)}}}'.encode()
 
     def _usage(self, output_tokens: int) -> str:
@@ -166,7 +208,7 @@ class _Responses(_Text):
     """OpenAI's responses: every event has a type and a number of its own."""
 
     def __init__(self, generation: Generation, model: str, request_id: int, created_s: int) -> None:
-        super().__init__(request_id)
+        super().__init__(request_id, generation.text_bytes)
         self._generation = generation
         self._model, self._created_s = model, created_s
         self._id = f"resp_{request_id:016x}"
@@ -251,7 +293,7 @@ class _Messages(_Text):
     """Anthropic's messages: a message is begun, its one block is filled, and both are closed."""
 
     def __init__(self, generation: Generation, model: str, request_id: int, created_s: int) -> None:
-        super().__init__(request_id)
+        super().__init__(request_id, generation.text_bytes)
         self._generation = generation
         self._model = model
         self._id = f"msg_{request_id:016x}"
@@ -259,7 +301,8 @@ class _Messages(_Text):
         self._prefix = (
             f'event: {kind}\ndata: {{"type":"{kind}","index":0,"delta":{{"type":"text_delta","text":"'
         ).encode()
-        self._stop_reason = "max_tokens" if generation.finish_reason == "length" else "end_turn"
+        reasons = {"length": "max_tokens", "stop": "end_turn" if generation.stop_text is None else "stop_sequence"}
+        self._stop_reason = reasons[generation.finish_reason]
 
     def token(self, index: int, n: int = 1) -> bytes:
         return self._prefix + self.word(index, n) + b'"}}\n\n'
@@ -280,7 +323,7 @@ class _Messages(_Text):
         return self.token(index, n)
 
     def trailer(self, output_tokens: int) -> list[bytes]:
-        delta = {"stop_reason": self._stop_reason, "stop_sequence": None}
+        delta = {"stop_reason": self._stop_reason, "stop_sequence": self._generation.stop_text}
         return [
             _event("content_block_stop", None, {"index": 0}),
             _event("message_delta", None, {"delta": delta, "usage": {"output_tokens": output_tokens}}),
@@ -299,7 +342,7 @@ class _Messages(_Text):
             "model": self._model,
             "content": content,
             "stop_reason": stop_reason,
-            "stop_sequence": None,
+            "stop_sequence": self._generation.stop_text if stop_reason else None,
             "usage": {"input_tokens": self._generation.prompt_tokens, "output_tokens": output_tokens},
         }
 

@@ -72,6 +72,13 @@ class Generation(msgspec.Struct, frozen=True):
     adapter: int | None = None
     schema: int | None = None
     priority: int = 0
+    stop: tuple[str, ...] = ()
+    """Texts that end the answer where they occur in it, after at least min_tokens."""
+    min_tokens: int = 0
+    text_bytes: int | None = None
+    """Of an answer that `answers.stopped` has ended: its text goes this far. None: to the end of its tokens."""
+    stop_text: str | None = None
+    """Which of `stop` it was."""
 
 
 class Ranking(msgspec.Struct, frozen=True):
@@ -139,6 +146,20 @@ class _Body(msgspec.Struct):
     structured_outputs: dict[str, Any] | None = None
     guided_json: Any = None
     text: _Text | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    repetition_penalty: float | None = None
+    stop: str | list[str] | None = None
+    stop_sequences: list[str] | None = None
+    logprobs: bool | int | None = None
+    top_logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    echo: bool | None = None
+    best_of: int | None = None
 
 
 class _RankingBody(msgspec.Struct):
@@ -174,6 +195,7 @@ class Api:
             raise ApiError(BAD_REQUEST, f"n is {body.n}; this server makes one answer per request")
         if body.stream_options is not None and not body.stream:
             raise ApiError(BAD_REQUEST, "stream_options is only allowed with stream=true")
+        _check_sampling(body)
         talk = None if dialect == "completions" else _talk(body, dialect)
         prompt_tokens = _plain_tokens(body) if talk is None else tokens_of_talk(talk)
         asked = _asked_tokens(body, dialect)
@@ -194,6 +216,8 @@ class Api:
             adapter,
             _schema(body),
             body.priority or 0,
+            _stops(body, dialect),
+            body.min_tokens or 0,
         )
 
     def ranking(self, raw: bytes, kind: RankingKind) -> Ranking:
@@ -260,7 +284,12 @@ class Api:
 
 def adapter_names(params: LabParams) -> list[str]:
     """Models that are adapters of the base model, in the order of their numbers."""
-    return [f"{params.model}-lora-{index}" for index in range(params.lora.adapters)]
+    return [adapter_name(params.model, index) for index in range(params.lora.adapters)]
+
+
+def adapter_name(model: str, index: int) -> str:
+    """Under which requests ask for an adapter and pages name it."""
+    return f"{model}-lora-{index}"
 
 
 def _decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
@@ -270,6 +299,45 @@ def _decode(decoder: msgspec.json.Decoder[T], raw: bytes) -> T:
         raise ApiError(BAD_REQUEST, f"the request body is not valid: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ApiError(BAD_REQUEST, f"the request body is not JSON: {error}") from error
+
+
+RANGES: tuple[tuple[str, float, float, bool], ...] = (
+    ("temperature", 0.0, 2.0, True),
+    ("top_p", 0.0, 1.0, False),
+    ("min_p", 0.0, 1.0, True),
+    ("presence_penalty", -2.0, 2.0, True),
+    ("frequency_penalty", -2.0, 2.0, True),
+    ("repetition_penalty", 0.0, 2.0, False),
+)
+"""Sampling parameter, least, most, and whether the least itself is allowed; as OpenAI's and vLLM's references say."""
+
+
+def _check_sampling(body: _Body) -> None:
+    """What the lab's answers do not depend on is checked all the same, and what it cannot answer is refused."""
+    for name, least, most, closed in RANGES:
+        value: float | None = getattr(body, name)
+        if value is not None and not (least < value <= most or (closed and value == least)):
+            raise ApiError(
+                BAD_REQUEST, f"{name} is {value:g}; it must be in {'[' if closed else '('}{least:g}, {most:g}]"
+            )
+    if body.top_k is not None and body.top_k < -1:
+        raise ApiError(BAD_REQUEST, f"top_k is {body.top_k}; it must be -1 or 0 (off), or at least 1")
+    # A number asks for log probabilities even when it is 0: those of the chosen tokens.
+    wants = body.logprobs is not None and body.logprobs is not False
+    if wants or body.top_logprobs or body.prompt_logprobs is not None:
+        raise ApiError(BAD_REQUEST, "logprobs are not available: this server simulates a model and has none")
+    if body.echo:
+        raise ApiError(BAD_REQUEST, "echo is not available: this server does not send the prompt back")
+    if body.best_of not in (None, 1):
+        raise ApiError(BAD_REQUEST, f"best_of is {body.best_of}; this server makes one answer per request")
+
+
+def _stops(body: _Body, dialect: Dialect) -> tuple[str, ...]:
+    stop = body.stop_sequences if dialect == "messages" else body.stop
+    found = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if "" in found:
+        raise ApiError(BAD_REQUEST, "stop holds an empty text; leave it out, or give texts that can occur")
+    return found
 
 
 def _asked_tokens(body: _Body, dialect: Dialect) -> int | None:

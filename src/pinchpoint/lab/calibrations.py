@@ -28,6 +28,12 @@ class Calibration(msgspec.Struct, frozen=True):
     params: dict[str, object]
     median_error_ratio: float | None = None
 
+    @property
+    def dialect(self) -> str | None:
+        """Of the measured engine, which its summary names first; None: one whose pages the lab does not imitate."""
+        engine = self.summary.lower().replace(",", " ").split()[0]
+        return engine if engine in ("vllm", "sglang", "tgi", "llama.cpp") else None
+
     def applied(self, params: LabParams) -> LabParams:
         """`params` with this deployment's hardware, model, limits and constants; other fields stay."""
         return params.changed(self.params)

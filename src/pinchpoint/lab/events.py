@@ -27,6 +27,8 @@ class Details(msgspec.Struct, frozen=True, kw_only=True):
     finish_reason: str = "length"
     path: str = "/v1/chat/completions"
     """Of the API, under which the server counts the request."""
+    body_bytes: int = 0
+    """Content length of the request, where it has come over HTTP."""
     extra_prompts: tuple[int, ...] = ()
     """Lengths of the further texts of one embeddings or rerank request; the answer waits for all of them."""
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pinchpoint.clock import NS_PER_S, monotonic_ns
 from pinchpoint.lab import identity
-from pinchpoint.lab.answers import Answer, answer_to, ranking_body
+from pinchpoint.lab.answers import Answer, answer_to, ranking_body, stopped
 from pinchpoint.lab.api import Api, ApiError, Dialect, Generation, Ranking, RankingKind
 from pinchpoint.lab.engine import Engine
 from pinchpoint.lab.events import ClientEvent, Details
@@ -60,6 +60,9 @@ UNCOUNTED_PATHS = ("/health", "/metrics", "/version", LAB_PAGE)
 NOT_COUNTED = "/health"
 """Path under which the simulation is told of a request that the face counts itself, for it knows the status."""
 PROFILE_ROUTES = ("/start_profile", "/stop_profile")
+
+FASTAPI_DIALECTS = ("vllm", "sglang")
+"""Engines whose server is FastAPI's."""
 
 REFUSALS = {400: "BadRequestError", 429: "RateLimitError", 503: "ServiceUnavailableError"}
 """Types of OpenAI's errors."""
@@ -187,7 +190,10 @@ class LabFace:
         known = path in self._pages or path in ("/metrics", LAB_PAGE, "/tokenize") or path in MODEL_ROUTES
         if not known:
             return NOT_FOUND, b'{"detail":"Not Found"}', JSON
-        if path in MODEL_ROUTES or path == "/tokenize" or request.method not in ("GET", "HEAD"):
+        # FastAPI has no HEAD for a GET route; the metrics page is an application of its own there.
+        no_head = self.params.dialect in FASTAPI_DIALECTS and path != "/metrics"
+        methods = ("GET",) if no_head else ("GET", "HEAD")
+        if path in MODEL_ROUTES or path == "/tokenize" or request.method not in methods:
             return 405, b'{"detail":"Method Not Allowed"}', JSON
         if path == "/metrics":
             return HTTP_OK, self._metrics().encode(), PROMETHEUS_TEXT
@@ -231,20 +237,24 @@ class LabFace:
             self._later(connection, request, t_ns, lambda: reply)
             return
         self._next_id += 1
+        if isinstance(asked, Generation):
+            asked = stopped(asked, self._next_id)
         work = _Work(connection, self._next_id, asked, request.path)
         connection.state = work
         self._works[work.request_id] = work
         if isinstance(asked, Ranking):
             first, *others = asked.prompt_tokens
-            details = Details(finish_reason="stop", path=request.path, extra_prompts=tuple(others))
+            details = Details(
+                finish_reason="stop", path=request.path, extra_prompts=tuple(others), body_bytes=len(request.body)
+            )
             self.service.submit(t_ns, work.request_id, first, 0, False, details)
             return
         work.answer = answer_to(asked, self._api.model, work.request_id, self._started_s + t_ns // NS_PER_S)
-        details = self._details(asked, work.answer, request.path)
+        details = self._details(asked, work.answer, request)
         text_tokens = asked.prompt_tokens - asked.image_tokens
         self.service.submit(t_ns, work.request_id, text_tokens, asked.max_output_tokens, asked.stream, details)
 
-    def _details(self, asked: Generation, answer: Answer, path: str) -> Details:
+    def _details(self, asked: Generation, answer: Answer, request: Request) -> Details:
         keys: list[int] = []
         if asked.prompt:
             keys = block_keys(asked.prompt + answer.words(asked.max_output_tokens), self.params.block_size_tokens)
@@ -256,7 +266,8 @@ class LabFace:
             schema=asked.schema,
             image_tokens=asked.image_tokens,
             finish_reason=asked.finish_reason,
-            path=path,
+            path=request.path,
+            body_bytes=len(request.body),
         )
 
     # Time
@@ -355,8 +366,9 @@ class LabFace:
         request, engines = null.request, self._engines()
         if engines and request.path not in UNCOUNTED_PATHS:
             handler = "none" if status == NOT_FOUND and request.path not in MODEL_ROUTES else request.path
-            engines[0].metrics.count_http(handler, request.method, status)
-            engines[0].metrics.invalid_requests += status == BAD_REQUEST
+            metrics = engines[0].metrics
+            metrics.count_http(handler, request.method, status, event.latency_s or 0.0, len(request.body), len(body))
+            metrics.invalid_requests += status == BAD_REQUEST
         null.connection.reply(status, body, content_type)
         self.lateness.note(self.now_ns() - event.t_ns)
 
@@ -368,12 +380,17 @@ class LabFace:
             kind = MODEL_ROUTES[work.path]
             work.streams = False
             self._forget(work)
-            work.connection.reply(status, error.body(kind), retry_after_s=event.retry_after_s)
+            body = error.body(kind)
+            if status != TOO_MANY_REQUESTS:  # that one comes from a gateway, which the server's page knows nothing of
+                self._count_answer(work.path, body)
+            work.connection.reply(status, body, retry_after_s=event.retry_after_s)
             return b""
         if not work.streams:
             return b""
         head = work.connection.stream_head()
-        work.fast = work.connection.chunked
+        # A text that ends before its tokens do has events of its own.
+        ends_early = isinstance(work.asked, Generation) and work.asked.text_bytes is not None
+        work.fast = work.connection.chunked and not ends_early
         return head
 
     def _encode(self, work: _Work, index: int, n: int) -> bytes:
@@ -396,12 +413,19 @@ class LabFace:
         connection = work.connection
         if isinstance(work.asked, Ranking):
             body = ranking_body(work.asked, self._api.model, work.request_id, self._started_s)
+            self._count_answer(work.path, body)
             connection.reply(HTTP_OK, body)
         elif work.streams:
             connection.finish()
         else:
             assert work.answer is not None
-            connection.reply(HTTP_OK, work.answer.whole(work.sent))
+            body = work.answer.whole(work.sent)
+            self._count_answer(work.path, body)
+            connection.reply(HTTP_OK, body)
+
+    def _count_answer(self, path: str, body: bytes) -> None:
+        if engines := self._engines():
+            engines[0].metrics.count_response_bytes(path, len(body))
 
     def _break(self, work: _Work) -> None:
         """The connection is lost, whatever the simulated reason: real clients see a reset."""

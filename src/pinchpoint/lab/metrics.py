@@ -116,8 +116,9 @@ class LabMetrics:
         self.http_duration_s: dict[tuple[str, str], Histogram] = {}
         """By handler and method, over all answers there."""
         self.http_request_bytes: dict[str, int] = {}
-        """Content length of requests by handler. Answers of unknown length, such as streams, count as 0 and so are not
-        kept."""
+        """Content length of requests by handler."""
+        self.http_response_bytes: dict[str, int] = {}
+        """Content length of answers by handler; streams have none and count as 0. Only the HTTP face knows it."""
 
         # Prompts and cache. At each admission prefix_queries_tokens counts the looked-up tokens and prefix_hit_tokens
         # those found; the other two count with prompt_tokens.
@@ -213,16 +214,20 @@ class LabMetrics:
         self.decode_s = Histogram(bounds.REQUEST_S)
 
     def count_http(
-        self, handler: str, method: str, status: int, duration_s: float | None = None, request_bytes: int = 0
+        self, handler: str, method: str, status: int, duration_s: float, request_bytes: int = 0, response_bytes: int = 0
     ) -> None:
-        """An answer has ended. duration_s: from the request's arrival to there; None: not known, and not observed."""
+        """An answer has ended, whatever its status. duration_s: from the request's arrival to there."""
         key = (handler, method, f"{status // 100}xx")
         self.http_requests[key] = self.http_requests.get(key, 0) + 1
-        if duration_s is not None:
-            if (handler, method) not in self.http_duration_s:
-                self.http_duration_s[handler, method] = Histogram(bounds.VLLM_HTTP_S)
-            self.http_duration_s[handler, method].observe(duration_s)
-            self.http_request_bytes[handler] = self.http_request_bytes.get(handler, 0) + request_bytes
+        if (handler, method) not in self.http_duration_s:
+            self.http_duration_s[handler, method] = Histogram(bounds.VLLM_HTTP_S)
+        self.http_duration_s[handler, method].observe(duration_s)
+        self.http_request_bytes[handler] = self.http_request_bytes.get(handler, 0) + request_bytes
+        self.count_response_bytes(handler, response_bytes)
+
+    def count_response_bytes(self, handler: str, size_bytes: int) -> None:
+        """An answer of known length has been written; count_http has counted it or is about to."""
+        self.http_response_bytes[handler] = self.http_response_bytes.get(handler, 0) + size_bytes
 
     def count_step(self, now_s: float, duration_s: float, sequences: int, prefill: bool, graphed: bool) -> None:
         """A step of the engine has ended at now_s; call it after generation_tokens was bumped.

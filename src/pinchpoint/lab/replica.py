@@ -268,7 +268,7 @@ class Replica:
             del self._nulls[number]
             end_ns = self._work(loop, began_ns, self._null_ns, 0)
             if path not in UNCOUNTED_PATHS and self.group is not None:
-                self.group.engines[0].metrics.count_http(path, "GET", HTTP_OK)
+                self.group.engines[0].metrics.count_http(path, "GET", HTTP_OK, (end_ns - began_ns) / NS_PER_S)
             seen_ns = end_ns + self.network.one_way_ns
             latency_s = (seen_ns - sent_ns) / NS_PER_S
             self._outside.outbox.put(ClientEvent(seen_ns, NULL_REQUEST_ID, "null", HTTP_OK, latency_s=latency_s))
@@ -316,7 +316,9 @@ class Replica:
             metrics = self.group.engines[0].metrics
             metrics.rejected_requests += 1
             metrics.engine_requests += 1
-            metrics.count_http(request.details.path, "POST", refusal.status)
+            duration_s = (end_ns - began_ns) / NS_PER_S
+            details = request.details
+            metrics.count_http(details.path, "POST", refusal.status, duration_s, details.body_bytes)
         self._outside.send(request, end_ns, refusal_events(request, end_ns, refusal), HEAD_BYTES)
         self._outside.schedule(end_ns, partial(self._outside_left, attempt))
         return end_ns
@@ -608,8 +610,8 @@ class Replica:
             return
         assert self.group is not None
         duration_s = (t_ns - attempt.began_ns) / NS_PER_S
-        path = attempt.request.details.path
-        self.group.engines[0].metrics.count_http(path, "POST", status, duration_s)
+        details = attempt.request.details
+        self.group.engines[0].metrics.count_http(details.path, "POST", status, duration_s, details.body_bytes)
         self._drop(t_ns, attempt)
         self._outside.left(t_ns, attempt)
 

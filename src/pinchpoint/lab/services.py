@@ -45,21 +45,28 @@ def service_of(gpu: str, model: str, dialect: str = "vllm") -> LabParams:
 def healthy_service(
     gpu: str | None,
     model: str | None,
-    dialect: str = "vllm",
+    dialect: str | None = None,
     *,
     like: str | None = None,
     settings: Mapping[str, object] | None = None,
 ) -> LabParams:
     """The service of a measured deployment (`like`), or else of a GPU and a model, with `settings` on top.
 
-    gpu, model None: the deployment's, or the lab's defaults. Raises UsageError as `service_of`, and for names and
-    values that there are not.
+    gpu, model, dialect None: the deployment's, or the lab's defaults. Raises UsageError as `service_of`, and for names
+    and values that there are not.
     """
     default = LabParams()
     if like is not None:
-        chosen = {"dialect": dialect, **({"gpu": gpu} if gpu else {}), **({"model": model} if model else {})}
-        return calibration(like).applied(default).changed({**chosen, **(settings or {})})
+        measured = calibration(like)
+        chosen = {
+            "dialect": dialect or measured.dialect or default.dialect,
+            **({"gpu": gpu} if gpu else {}),
+            **({"model": model} if model else {}),
+        }
+        return measured.applied(default).changed({**chosen, **(settings or {})})
     settings = dict(settings or {})
     own_gpu, own_model = settings.pop("gpu", None), settings.pop("model", None)
-    base = service_of(str(own_gpu or gpu or default.gpu), str(own_model or model or default.model), dialect)
+    base = service_of(
+        str(own_gpu or gpu or default.gpu), str(own_model or model or default.model), dialect or default.dialect
+    )
     return base.changed(settings)

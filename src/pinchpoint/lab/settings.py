@@ -47,6 +47,7 @@ def _type_of(key: str) -> Any:
     owner, name = (GROUPS[group], field) if dot else (LabParams, key)
     hints = get_type_hints(owner)
     if name not in hints:
-        fields = ", ".join(name for name in owner.__struct_fields__)
+        prefix = f"{group}." if dot else ""
+        fields = ", ".join(prefix + name for name in owner.__struct_fields__)
         raise UsageError(f"the lab has no parameter {key}; choose one of {fields}")
     return hints[name]

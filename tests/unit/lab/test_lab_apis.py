@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_lab_server import FAST, Lab, against
 
+from pinchpoint.lab.answers import answer_to, stopped
 from pinchpoint.lab.api import Api, ApiError, Ranking
 from pinchpoint.lab.params import LabParams
 from pinchpoint.lab.tokens import CHAT_TEMPLATE_TOKENS, MESSAGE_TOKENS, Talk, strings, tokens_of_image, tokens_of_talk
@@ -150,6 +151,23 @@ def test_a_limit_is_the_length_and_without_one_min_tokens_and_ignore_eos_are_kep
 
 BAD: list[tuple[str, str, dict[str, Any], str]] = [
     ("least above most", "chat", {"messages": [{"role": "user"}], "max_tokens": 2, "min_tokens": 3}, "min_tokens is 3"),
+    *[
+        (f"{name} {value}", "completions", {"prompt": "a", name: value}, says)
+        for name, value, says in (
+            ("temperature", -4, "temperature is -4; it must be in [0, 2]"),
+            ("temperature", 2.5, "temperature is 2.5"),
+            ("top_p", 0, "top_p is 0; it must be in (0, 1]"),
+            ("top_p", 1.5, "top_p is 1.5"),
+            ("top_k", -2, "top_k is"),
+            ("min_p", 2, "min_p is 2"),
+            ("presence_penalty", 3, "presence_penalty is 3"),
+            ("max_tokens", -1, "max_tokens is -1"),
+            ("logprobs", 0, "logprobs are not available"),
+            ("echo", True, "echo is not available"),
+            ("stop", "", "an empty text"),
+            ("best_of", 2, "best_of is 2"),
+        )
+    ],
     ("no limit", "messages", {"messages": [{"role": "user", "content": "a"}]}, "'max_tokens' is missing"),
     ("no input", "responses", {}, "'input' is missing"),
     ("a part that is none", "responses", {"input": [{"type": "function_call_output", "output": [1]}]}, "is no object"),
@@ -174,6 +192,59 @@ def test_what_an_api_cannot_serve_is_refused_in_words(
             API.generation(body(**members), api)
     assert says in str(caught.value)
     assert caught.value.status == 400
+
+
+@pytest.mark.parametrize(
+    "members", [{"temperature": 0, "top_p": 1, "top_k": -1, "logprobs": False, "echo": False, "best_of": 1, "stop": []}]
+)
+def test_what_does_not_change_an_answer_is_taken(members: dict[str, Any]) -> None:
+    assert API.generation(body(prompt="a", max_tokens=3, **members), "completions").max_output_tokens == 3
+
+
+@given(request_id=st.integers(0, 200), start=st.integers(0, 200), size=st.integers(1, 20), stream=st.booleans())
+def test_an_answer_ends_before_its_stop_text_and_at_the_token_that_completes_it(
+    request_id: int, start: int, size: int, stream: bool
+) -> None:
+    free = API.generation(body(prompt="a", max_tokens=120), "completions")
+    whole = json.loads(answer_to(free, MODEL, request_id, 0).whole(120))["choices"][0]["text"]
+    stop = whole[start : start + size]
+    asked = API.generation(body(prompt="a", max_tokens=120, stop=[stop, "nowhere at all"]), "completions")
+    ended = stopped(asked, request_id)
+    expected, n = whole[: whole.find(stop)], ended.max_output_tokens
+    words = whole.split(" ")
+    until = [len(" ".join(words[: i + 1])) for i in range(len(words))]
+    assert until[n - 1] >= len(expected) + len(stop) and (n == 1 or until[n - 2] < len(expected) + len(stop))
+    answer = answer_to(ended, MODEL, request_id, 0)
+    if stream:
+        events = answer.first(n == 1)
+        events += [answer.last(i) if i == n - 1 else answer.token(i) for i in range(1, n)]
+        parts = [json.loads(event.removeprefix(b"data: "))["choices"][0] for event in events]
+        assert "".join(part["text"] for part in parts) == expected
+        last = parts[-1]
+    else:
+        last = json.loads(answer.whole(n))["choices"][0]
+        assert last["text"] == expected
+    assert (last["finish_reason"], last["stop_reason"]) == ("stop", stop)
+
+
+def test_a_stop_text_that_never_comes_or_comes_too_early_ends_nothing() -> None:
+    asked = API.generation(body(prompt="a", max_tokens=9, min_tokens=9, stop="river"), "completions")
+    assert stopped(asked, 0).finish_reason == "length"
+    asked = API.generation(body(prompt="a", max_tokens=9, stop="Rhine"), "completions")
+    assert stopped(asked, 0) == asked
+
+
+def test_a_stop_sequence_is_told_by_messages_and_streamed_over_http() -> None:
+    async def scenario(lab: Lab) -> None:
+        asked = {"model": MODEL, "messages": [{"role": "user", "content": "a"}], "max_tokens": 200}
+        _, answer, _ = await lab.post("/v1/messages", {**asked, "stop_sequences": ["gulls turn"]})
+        assert (answer["stop_reason"], answer["stop_sequence"]) == ("stop_sequence", "gulls turn")
+        assert answer["content"][0]["text"].endswith("where ")
+        events = await lab.events("/v1/chat/completions", {**asked, "stop": "gulls turn"})
+        text = "".join(event["choices"][0]["delta"]["content"] for event in events)
+        assert text.endswith("where ") and events[-1]["choices"][0]["stop_reason"] == "gulls turn"
+
+    against(FAST, scenario)
 
 
 def test_an_error_has_the_form_of_its_api() -> None:

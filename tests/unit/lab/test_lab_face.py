@@ -83,6 +83,14 @@ def test_every_answer_is_counted_under_its_path_and_status() -> None:
             for s in family.samples
             if s.name == "http_requests_total"
         }
+        families = {family.name: family.samples for family in text_string_to_metric_families(page)}
+        timed = [s.value for s in families["http_request_duration_seconds"] if s.name.endswith("_count")]
+        assert sum(timed) == sum(counted.values())
+        for name, least in (("http_request_size_bytes", 40), ("http_response_size_bytes", 100)):
+            sums = {s.labels["handler"]: s.value for s in families[name] if s.name.endswith("_sum")}
+            counts = {s.labels["handler"]: s.value for s in families[name] if s.name.endswith("_count")}
+            assert sum(counts.values()) == sum(counted.values())
+            assert sums["/v1/completions"] > least and sums["/v1/embeddings"] > least
         assert counted == {
             ("/v1/completions", "POST", "2xx"): 1,
             ("/v1/embeddings", "POST", "2xx"): 1,
@@ -92,6 +100,26 @@ def test_every_answer_is_counted_under_its_path_and_status() -> None:
         }
 
     against(FAST, scenario)
+
+
+def test_the_bodies_of_streams_have_no_length_to_count() -> None:
+    async def scenario(lab: Lab) -> None:
+        await lab.events("/v1/chat/completions", CHAT)
+        assert await lab.metric("http_response_size_bytes_sum") == 0
+        assert await lab.metric("http_request_size_bytes_sum") > 80
+
+    against(FAST, scenario)
+
+
+@pytest.mark.parametrize(("dialect", "status"), [("vllm", 405), ("sglang", 405), ("tgi", 200), ("llama.cpp", 200)])
+def test_head_is_answered_where_the_imitated_server_answers_it(dialect: Any, status: int) -> None:
+    async def scenario(lab: Lab) -> None:
+        async with lab.session.head(lab.base + "/health") as answer:
+            assert answer.status == status
+        async with lab.session.head(lab.base + "/metrics") as answer:
+            assert answer.status == 200
+
+    against(LabParams(gpu="H100", dialect=dialect), scenario)
 
 
 @pytest.mark.parametrize(
@@ -355,6 +383,7 @@ def test_settings_from_text_have_the_types_of_their_parameters() -> None:
         ("hots.cores=2", "no group of parameters 'hots'"),
         ("host.kernels=2", "no parameter host.kernels"),
         ("speed=2", "no parameter speed"),
+        ("speculation.tokens=4", "choose one of speculation.num_speculative_tokens, speculation."),
     ],
 )
 def test_a_setting_that_means_nothing_is_told(word: str, says: str) -> None:

@@ -336,7 +336,7 @@ def test_features_that_are_off_have_no_families() -> None:
     assert "spec_decode" not in page and "nixl" not in page
     assert "lora_requests_info" not in engine_page("vllm", [state])
     assert "lora_pool" not in engine_page("sglang", [state])
-    assert 'max_lora="4",running_lora_adapters="lora-1,lora-4"' in engine_page("vllm", [busy()])
+    assert 'max_lora="4",running_lora_adapters="llama-3-8b-lora-1,llama-3-8b-lora-4"' in engine_page("vllm", [busy()])
 
 
 def test_data_parallel_engines_have_labels_of_their_own_in_vllm_and_sglang_and_are_added_up_elsewhere() -> None:
@@ -517,3 +517,8 @@ def test_counters_never_fall_while_an_engine_runs(dialect: Dialect, age: Age) ->
         }
         assert all(now[name] >= value for name, value in before.items())
         before = now
+
+
+def test_adapters_are_told_at_the_wall_clock_of_the_page() -> None:
+    page = engine_page("vllm", [busy()], PROCESS, now_s=40.0, epoch_unix_s=1_700_000_000.0)
+    assert find(page, "vllm:lora_requests_info") == 1_700_000_040.0

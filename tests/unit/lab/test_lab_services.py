@@ -61,3 +61,18 @@ def test_a_model_that_fits_nowhere_is_told_with_its_precision() -> None:
 def test_heads_are_divided_evenly_or_not_at_all() -> None:
     with pytest.raises(UsageError, match="does not divide the 32 heads of llama-3-8b"):
         healthy_service("H100", "llama-3-8b", settings={"tensor_parallel": 3})
+
+
+@pytest.mark.parametrize(
+    ("dialect", "like", "expected"),
+    [
+        (None, "sglang-deepseek-v3-fp8-b200", "sglang"),
+        ("vllm", "sglang-deepseek-v3-fp8-b200", "vllm"),
+        (None, "trtllm-qwen3-32b-fp8-h100", "vllm"),
+        (None, None, "vllm"),
+    ],
+)
+def test_a_measured_deployment_speaks_as_its_engine_unless_told_otherwise(
+    dialect: str | None, like: str | None, expected: str
+) -> None:
+    assert healthy_service(None, None, dialect, like=like).dialect == expected

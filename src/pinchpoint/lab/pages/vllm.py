@@ -4,12 +4,13 @@ Families, types, labels and bounds are those of real pages. Left out, since the 
 `python_*` families, `process_virtual_memory_bytes`, `*_created` samples (as with PROMETHEUS_DISABLE_CREATED_SERIES),
 `vllm:nixl_num_descriptors` and `nixl_post_time_seconds`, and the two throughput gauges of V0.
 Always 0, as on a server that does not use the feature: estimated FLOPs and bytes, sleep states, tiers of offloaded
-cache. Sizes of answers are 0 as on real pages, where streams have no Content-Length.
+cache. Sizes of streamed answers are 0 as on real pages: they have no Content-Length. Sizes are counted over HTTP only.
 """
 
 from collections.abc import Sequence
 
 from pinchpoint.lab import bounds
+from pinchpoint.lab.api import adapter_name
 from pinchpoint.lab.metrics import EngineState, Histogram, merged
 from pinchpoint.lab.pages.text import PYTHON, Labels, Page, also, labelled
 from pinchpoint.lab.readings import ProcessReading
@@ -252,18 +253,13 @@ def _adapters(out: Page, engines: Sequence[EngineState], unix_s: float) -> None:
     """One engine only, as in vLLM, whose gauge has no label for the engine."""
     if len(engines) != 1 or not engines[0].gauges.max_loras:
         return
-    gauges = engines[0].gauges
+    gauges, model = engines[0].gauges, engines[0].params.model
     labels = labelled(
         max_lora=gauges.max_loras,
-        running_lora_adapters=",".join(map(adapter_name, gauges.running_adapters)),
-        waiting_lora_adapters=",".join(map(adapter_name, gauges.waiting_adapters)),
+        running_lora_adapters=",".join(adapter_name(model, one) for one in gauges.running_adapters),
+        waiting_lora_adapters=",".join(adapter_name(model, one) for one in gauges.waiting_adapters),
     )
     out.family("vllm:lora_requests_info", "gauge", "State of adapters, in the labels.", [(labels, unix_s)])
-
-
-def adapter_name(adapter: int) -> str:
-    """Under which requests ask for an adapter and pages name it."""
-    return f"lora-{adapter}"
 
 
 def _config(engines: Sequence[EngineState]) -> list[tuple[Labels, float]]:
@@ -317,12 +313,15 @@ def _config(engines: Sequence[EngineState]) -> list[tuple[Labels, float]]:
 def _http(out: Page, engines: Sequence[EngineState]) -> None:
     requests: dict[tuple[str, str, str], int] = {}
     sizes: dict[str, int] = {}
+    answers: dict[str, int] = {}
     durations: dict[tuple[str, str], Histogram] = {}
     for metrics in (state.metrics for state in engines):
         for key, count in metrics.http_requests.items():
             requests[key] = requests.get(key, 0) + count
         for handler, size in metrics.http_request_bytes.items():
             sizes[handler] = sizes.get(handler, 0) + size
+        for handler, size in metrics.http_response_bytes.items():
+            answers[handler] = answers.get(handler, 0) + size
         for pair, histogram in metrics.http_duration_s.items():
             durations[pair] = merged([durations[pair], histogram]) if pair in durations else histogram
     counts = {handler: sum(n for (h, _, _), n in requests.items() if h == handler) for handler in sizes}
@@ -336,7 +335,7 @@ def _http(out: Page, engines: Sequence[EngineState]) -> None:
     )  # fmt: skip
     out.summary(
         "http_response_size_bytes", "Content-Length of answers by handler.",
-        [(labelled(handler=handler), count, 0.0) for handler, count in counts.items()],
+        [(labelled(handler=handler), count, answers.get(handler, 0)) for handler, count in counts.items()],
     )  # fmt: skip
     everything = merged([Histogram(bounds.VLLM_HTTP_S), *durations.values()])
     out.histogram(
