@@ -56,7 +56,7 @@ test: lint
 # Each of them installs one real engine into .real and runs the tests that need it; `make test` skips those otherwise.
 test-triton test-tensorflow test-transformers test-vllm: test-%: $(VENV)/.installed-dev
 	tools/real/$*.sh
-	PINCHPOINT_REQUIRE_REAL=$* $(BIN)/python -m pytest tests/e2e/test_real_$*.py
+	PINCHPOINT_REQUIRE_REAL=$* $(BIN)/python -m pytest tests/e2e/test_real_$**.py
 
 real-engines: real
 	for script in triton tensorflow transformers vllm; do tools/real/$$script.sh || exit 1; done

@@ -19,7 +19,7 @@ from pinchpoint.report import words
 from pinchpoint.report.classes import classes_table
 from pinchpoint.report.cost_words import cost_block
 from pinchpoint.report.literal import literal, visible
-from pinchpoint.report.profile_section import profile_of
+from pinchpoint.report.profile_section import DIRECTORY, PAGE_FILE, profile_of
 from pinchpoint.report.profile_text import profile_block
 from pinchpoint.report.steps import steps_table
 from pinchpoint.series import RunView
@@ -112,8 +112,9 @@ def _compose(
     if classes is not None:
         parts += [Text(""), classes]
     profile = profile_of(view.run.path) if view is not None else None
-    if profile is not None:
+    if profile is not None and view is not None:
         parts += [Text(""), Text("WHERE THE STEP TIME GOES", style="bold"), profile_block(profile)]
+        parts.append(literal(f"page: {view.run.path / DIRECTORY / PAGE_FILE}", "dim"))
     footer = _footer(verdict, paths)
     if footer:
         parts += [Text(""), *footer]
