@@ -30,7 +30,8 @@ from pinchpoint.report.profile_words import (
 from pinchpoint.report.words import sentence
 from pinchpoint.units import MISSING, counted, format_count, format_duration
 
-BAR_WIDTH = 24
+BAR_WIDTH = 16
+SPLIT_WIDTH = 72
 CATEGORIES_SHOWN = 10
 RANKS_SHOWN = 4
 """In full; the table across ranks holds all of them."""
@@ -238,7 +239,7 @@ def _split_words(gpu: GpuTime) -> str:
     return " · ".join(parts)
 
 
-def _split_bar(gpu: GpuTime, width: int = 80) -> Text:
+def _split_bar(gpu: GpuTime, width: int = SPLIT_WIDTH) -> Text:
     """One bar for the whole span: computing, communication alone, copies alone, idle."""
     text = Text()
     parts = (
@@ -262,11 +263,15 @@ def _bars(rows: list[tuple[str, float, str, str]]) -> Table:
     table.add_column(no_wrap=True, min_width=28)
     table.add_column(no_wrap=True, width=BAR_WIDTH)
     table.add_column(justify="right", no_wrap=True, min_width=7)
-    table.add_column(no_wrap=True, style="dim")
+    table.add_column(style="dim")  # the only one that may be narrowed
     largest = max((value for _, value, _, _ in rows), default=0.0) or 1.0
     for label, value, style, words in rows:
-        table.add_row(literal(label), Text(_bar(value / largest), style=style), share(value), Text(words))
+        table.add_row(literal(label), Text(_bar(value / largest), style=style), share(value), _one_line(words))
     return table
+
+
+def _one_line(words: str) -> Text:
+    return Text(words, no_wrap=True, overflow="ellipsis")
 
 
 def _bar(ratio: float) -> str:
