@@ -18,6 +18,8 @@ from pinchpoint.errors import PinchpointError, UnsupportedMeasurementError, Usag
 from pinchpoint.fetch import tls_context
 from pinchpoint.model import TargetFacts
 from pinchpoint.plan import Plan
+from pinchpoint.probe.address import parse_address
+from pinchpoint.probe.local import listening_pids
 from pinchpoint.recorder import Recorder
 from pinchpoint.report.telemetry_text import REASONS
 from pinchpoint.telemetry.config import CollectorConfig, OtlpAt, PageAt, Reading, Source
@@ -48,6 +50,9 @@ class Collecting:
     def __init__(self, plan: Plan, facts: TargetFacts, api_key: str | None, *, local: bool) -> None:
         """local: the service runs on this host."""
         spec = plan.telemetry
+        if local and not facts.server_pids and plan.transport.unix_socket is None and plan.transport.proxy is None:
+            pids, _ = listening_pids(parse_address(facts.url.replace("grpc", "http", 1)))
+            facts = msgspec.structs.replace(facts, server_pids=pids)
         self._plan, self._facts, self._api_key, self._local = plan, facts, api_key, local
         self._tls = tls_context(plan.ca_file)
         self._pages = self._find_pages()
@@ -156,10 +161,12 @@ class Collecting:
             why = self._collector.complaint() or "it said nothing"
             raise UnsupportedMeasurementError(f"the telemetry collector ended before the load began: {why}")
 
-    def sample_stacks(self, run_path: Path, duration_s: float) -> None:
-        """Begins the one window in which stacks are sampled, where the plan asks for that; later calls do nothing."""
+    def sample_stacks(self, run_path: Path, duration_s: float | None) -> None:
+        """Begins the one window in which stacks are sampled, where the plan asks for that; later calls do nothing.
+        duration_s: of the load that is meant; None: nobody knows."""
         if self._plan.telemetry.stacks and self._facts.server_pids and self._stacks is None:
-            self._stacks = StackSampling(self._facts.server_pids, run_path, min(duration_s, STACKS_MAX_S))
+            window_s = min(duration_s or STACKS_MAX_S, STACKS_MAX_S)
+            self._stacks = StackSampling(self._facts.server_pids, run_path, window_s)
 
     def finish(self, run_path: Path, recorder: Recorder) -> None:
         """Ends the collector and reads what others have stored. What goes wrong becomes an event."""

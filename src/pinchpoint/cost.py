@@ -348,14 +348,17 @@ def _power(view: RunView, source: EnergySource, window_s: tuple[float, float]) -
 
 
 def _counted(t_s: np.ndarray, value: np.ndarray, window_s: tuple[float, float]) -> tuple[float, float]:
-    """(increase, seconds it covers) of a counter inside a window, in proportion between the readings around its ends;
-    where it fell it began again at zero. A gap is no gap to a counter."""
+    """(increase, seconds it covers) of a counter inside a window, in proportion between the readings around its ends.
+    A gap is no gap to a counter; but a stretch in which it fell, and began again at zero, is not covered: what it
+    counted before it fell is lost."""
     left, right = max(window_s[0], float(t_s[0])), min(window_s[1], float(t_s[-1]))
     if len(t_s) < 2 or right <= left:
         return 0.0, 0.0
-    steps = np.diff(value)
-    grown = np.concatenate(([0.0], np.cumsum(np.where(steps >= 0, steps, value[1:]))))
-    return float(np.interp(right, t_s, grown) - np.interp(left, t_s, grown)), right - left
+    steps, whole = np.diff(value), np.diff(value) >= 0
+    grown = np.concatenate(([0.0], np.cumsum(np.where(whole, steps, 0.0))))
+    covered_s = np.concatenate(([0.0], np.cumsum(np.where(whole, np.diff(t_s), 0.0))))
+    amount, seconds = (np.interp(right, t_s, each) - np.interp(left, t_s, each) for each in (grown, covered_s))
+    return float(amount), float(seconds)
 
 
 def _area(t_s: np.ndarray, value: np.ndarray, window_s: tuple[float, float]) -> tuple[float, float]:

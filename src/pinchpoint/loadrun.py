@@ -96,6 +96,10 @@ def run_load(
     """
     if not plan.stages:
         raise UsageError("a load needs --rate, --concurrency or a plan with [[stages]]; `pinchpoint run` searches")
+    if plan.profile is not None:
+        from pinchpoint.capture import check_profile
+
+        check_profile(plan.profile)
     api_key = read_api_key(plan)
     check_stages(plan)
     check_writable(out)
@@ -131,6 +135,13 @@ def run_load(
     load = _Load(fleet, recorder, Scheduler.of(plan, traffic), plan)
     error: PinchpointError | None = None
     status, reason = "complete", None
+    capture = None
+    if plan.profile is not None:
+        from pinchpoint.capture import Capture
+
+        capture = Capture(
+            plan.profile, facts, path, headers=dict(access.headers), tls=_tls(plan, access), local=access.local
+        )
     try:
         tell_host(recorder, limits, problems, access)
         recorder.on_event("tokens", source=table.source, note=table.note)
@@ -158,6 +169,11 @@ def run_load(
             collecting.check()
         tell_hellos(fleet, recorder)
         connections = max(warm, users_of(plan.stages[0]))
+        planned_s = sum(getattr(spec, "duration_s", None) or 0.0 for spec in plan.stages) or None
+        if collecting is not None:
+            collecting.sample_stacks(path, planned_s)
+        if capture is not None:
+            capture.start(planned_s)
         load.run(lead_s=LEAD_S + connections * (TLS_CONNECT_S if access.endpoints[0].tls else CONNECT_S))
     except KeyboardInterrupt:
         status, reason = "aborted", "interrupted by the user"
@@ -168,6 +184,8 @@ def run_load(
     finally:
         fleet.close()
         tell_lost(fleet, recorder)
+        if capture is not None:
+            capture.finish(recorder)
         if collecting is not None:
             collecting.finish(path, recorder)
         recorder.close()

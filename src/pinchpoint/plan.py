@@ -569,11 +569,13 @@ def _telemetry_problems(spec: TelemetrySpec) -> list[tuple[bool, str]]:
             f"telemetry.period is {spec.period_s:g} s; it must be from {low_s:g} s to {high_s:g} s",
         )
     ]
-    urls = [url.partition("=")[2] if "/" not in url.partition("=")[0] and "=" in url else url for url in spec.pages]
+    given = (*spec.pages, *spec.hosts)
+    urls = [url.partition("=")[2] if "/" not in url.partition("=")[0] and "=" in url else url for url in given]
     urls += [spec.prometheus.url] if spec.prometheus is not None else []
     for url in urls:
         problems.append((not url.startswith(("http://", "https://")), f"{url!r} must begin with http:// or https://"))
         problems.append((_names_a_user(url), "a URL of telemetry holds a user or key, which would end up in logs"))
+        problems.append(("?" in url, "a URL of telemetry holds a query, which may be a key and would be stored"))
     if spec.otlp is not None:
         for key in ("http_port", "grpc_port"):
             port = getattr(spec.otlp, key)

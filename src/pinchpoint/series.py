@@ -389,7 +389,7 @@ class RunView:
         import pyarrow.compute as pc
 
         table = self.run.telemetry
-        names = pa.array(["scrape_failed", "source.scrape_s"])
+        names = pa.array(["scrape_failed", "scrape_s"])
         table = table.filter(pc.is_in(table.column("raw"), value_set=names))  # pyright: ignore
         t_s = (table.column("t_ns").to_numpy() - self.t0_ns) / NS_PER_S
         inside = (t_s >= window_s[0]) & (t_s <= window_s[1])

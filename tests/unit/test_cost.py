@@ -253,3 +253,9 @@ def test_two_halves_of_a_counter_add_up_to_the_whole_whatever_it_restarts(values
 def test_cost_goes_into_json_as_it_is(run) -> None:
     cost = cost_of(run(counting(300, H100)), SLOS, capacity=Capacity(1.0, 2.0, 0.95, True, None))
     assert msgspec.json.decode(msgspec.json.encode(cost), type=Cost) == cost
+
+
+def test_energy_of_a_counter_that_began_again_is_that_of_the_rest_of_the_stretch() -> None:
+    t_s = np.array([0.0, 1.0, 2.0, 6.0, 7.0, 8.0])
+    joules = np.array([0.0, 500.0, 1000.0, 100.0, 600.0, 1100.0])  # restarted while nobody looked
+    assert counted(t_s, joules, (0.0, 8.0)) == (pytest.approx(2000.0), pytest.approx(4.0))

@@ -219,9 +219,9 @@ def test_a_histogram_begins_again_as_a_whole(tmp_path: Path) -> None:
 
 
 def test_scrapes_that_failed_are_counted_beside_those_that_did_not(tmp_path: Path) -> None:
-    rows: list[Row] = [(float(i), "gpu", "source.scrape_s", "source=gpu", 0.01) for i in range(3)]
+    rows: list[Row] = [(float(i), "gpu", "scrape_s", "source=gpu", 0.01) for i in range(3)]
     rows += [(float(i), "gpu", "scrape_failed", "reason=timeout", 1.0) for i in (3, 4)]
-    rows += [(float(i), "node", "source.scrape_s", "source=node", 0.01) for i in range(5)]
+    rows += [(float(i), "node", "scrape_s", "source=node", 0.01) for i in range(5)]
     view = telemetry_of(tmp_path / "run", rows)
     assert view.scrapes((0.0, 4.0)) == {"gpu": (2, 3)}
     assert view.scrapes((0.0, 2.5)) == {}
