@@ -3,12 +3,17 @@
 import itertools
 import random
 from collections import Counter
+from pathlib import Path
 
+import msgspec
 import pytest
 
 from pinchpoint.lab.faults import FAULTS, HEALTHY
-from pinchpoint.labbench.matrix import SIZES, Size, cases_of, healthy_twin
+from pinchpoint.lab.hardware import GPUS
+from pinchpoint.labbench.case import make_case, plan_of, sized_scenario
+from pinchpoint.labbench.matrix import SIZES, Case, Size, cases_of, healthy_twin
 from pinchpoint.labbench.split import PARTS, held_out
+from pinchpoint.plan import OpenStage
 
 SMALL = cases_of(SIZES["small"], 1)
 HELD = held_out(1)
@@ -109,3 +114,55 @@ def test_a_full_data_set_has_each_fault_in_each_severity_in_several_settings() -
 def test_a_size_can_be_of_a_few_faults() -> None:
     few = cases_of(Size("few", 1, 1, 1, 0, 0, 0, 0, 0, ("slot-cap",)), 1)
     assert [case.fault for case in few] == ["slot-cap", "slot-cap"]
+
+
+def _case(fault: str, gpu: str, model: str, workload: str = "chat") -> Case:
+    return Case(
+        id="x", label="fault", fault=fault, severity="moderate", onset_s=0.0, gpu=gpu, model=model, dialect="vllm",
+        workload=workload, degrade=(), seed=3, load_ratio=FAULTS[fault].load_ratio,
+        duration_s=FAULTS[fault].duration_s,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("gpu", "model"), [("H100", "llama-3-8b"), ("L40S", "qwen3-32b"), ("A100", "llama-3-70b")])
+def test_a_limit_lies_at_the_same_share_of_the_load_whatever_the_service_carries(gpu: str, model: str) -> None:
+    case = _case("rate-limit", gpu, model)
+    plan = plan_of(case, case.scenario())
+    limit_rps = sized_scenario(case, plan).after.rate_limit_rps
+    offered_rps = sorted(stage.rate_rps for stage in plan.stages if isinstance(stage, OpenStage))[1]
+    assert limit_rps is not None and 0.35 < limit_rps / offered_rps < 0.5
+    ports = _case("client-ports", gpu, model)
+    plan = plan_of(ports, ports.scenario())
+    requests = sum(s.rate_rps * (s.duration_s or 0) for s in plan.stages if isinstance(s, OpenStage))
+    assert (sized_scenario(ports, plan).after.client.ports or requests) < requests / 2
+
+
+def test_what_is_off_or_not_tied_to_a_load_stays_as_the_fault_says() -> None:
+    case = _case("slot-cap", "H100", "llama-3-8b")
+    assert sized_scenario(case, plan_of(case, case.scenario())) == case.scenario()
+
+
+def test_a_fault_of_a_link_is_put_where_there_is_such_a_link() -> None:
+    for case in SMALL:
+        link = GPUS[case.scenario().before.gpu].peer_link
+        if case.fault == "pcie-degraded":
+            assert link == "pcie"
+        if case.fault == "nvlink-degraded":
+            assert link != "pcie"
+
+
+def test_every_knob_that_is_sized_by_a_load_is_one_of_its_fault() -> None:
+    assert all(set(fault.sized_by) <= set(fault.knobs) for fault in FAULTS.values())
+
+
+@pytest.mark.parametrize(
+    ("fault", "gpu", "model"),
+    [("gpu-memory-leak", "L40S", "qwen3-32b"), ("gpu-memory-leak", "H100", "llama-3-8b"),
+     ("nic-saturated", "H100", "llama-3-8b")],
+)  # fmt: skip
+def test_a_service_that_goes_away_or_answers_nothing_has_an_impact(
+    fault: str, gpu: str, model: str, tmp_path: Path
+) -> None:
+    case = msgspec.structs.replace(_case(fault, gpu, model), severity="severe", degrade=("client-only",))
+    (told,) = make_case(case, tmp_path).label["faults"]
+    assert told["impact"]["has_impact"]

@@ -26,6 +26,10 @@ CLIENT_PREFIX = "client."
 Severity = Literal["mild", "moderate", "severe"]
 SEVERITIES: tuple[Severity, ...] = ("mild", "moderate", "severe")
 
+LoadMeasure = Literal["rate", "tokens", "requests", "in_flight", "/rate", "/tokens", "/requests"]
+"""Of a limit, which grows with a load: requests/s, output tokens/s, requests in all, requests at once. With / of a cost
+per request or token, which shrinks as there are more of them."""
+
 Change = Mapping[str, Any]
 """Parameter -> value, or "x0.5" for half of the healthy value."""
 
@@ -45,6 +49,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     workload: str = "chat"
     load_ratio: float = 0.45
     duration_s: float = 60.0
+    sized_by: Mapping[str, LoadMeasure] = {}
+    """Knob -> the load to which its absolute values belong, for `scenario.resized`."""
     base: Change = {}
     mild: Change = {}
     moderate: Change = {}

@@ -12,6 +12,13 @@ SLOWDOWN_MAX = 2.5
 KV_USED_RATIO_MAX = 0.9
 
 
+def lone_token_s(params: LabParams, input_tokens: float, output_tokens: float) -> float:
+    """Time per token of a request that has the service for itself."""
+    context = input_tokens + output_tokens / 2
+    work = StepWork(tokens=1, sequences=1, attention_pairs=context, kv_tokens=round(context), sampled_rows=1)
+    return CostModel(params).step_s(work)
+
+
 def rough_capacity_rps(params: LabParams, input_tokens: float, output_tokens: float) -> float:
     """Requests per second at the largest batch that keeps each token within SLOWDOWN_MAX times its unloaded time.
 

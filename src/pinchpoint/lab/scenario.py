@@ -4,7 +4,7 @@ The service under test is driven with `before` and, from onset_s on, with `after
 diagnosis reads.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,23 @@ def choose_scenario(
             changed_by[key] = fault.name
         after = fault.spoil(after, severity)
     return Scenario(faults=faults, severity=severity, onset_s=onset_s, before=before, after=after, seed=seed)
+
+
+def resized(scenario: Scenario, loads: Sequence[Mapping[str, float]]) -> Scenario:
+    """The same with faults as strong as the load makes them.
+
+    loads: for each fault, by LoadMeasure without /, the load over the one that the fault's absolute values are meant
+    for. A knob that is not tied to a load, and a value that is off (None or 0), stay.
+    """
+    values: dict[str, Any] = {}
+    for fault, load in zip(scenario.faults, loads, strict=True):
+        for key, measure in fault.sized_by.items():
+            value = scenario.after.value(key)
+            if key in fault.changes(scenario.severity) and isinstance(value, int | float) and value:
+                over = load[measure.removeprefix("/")]
+                scaled = value / over if measure.startswith("/") else value * over
+                values[key] = max(1, round(scaled)) if isinstance(value, int) else scaled
+    return msgspec.structs.replace(scenario, after=scenario.after.changed(values))
 
 
 def _is_default(params: LabParams, key: str) -> bool:

@@ -12,13 +12,16 @@ import numpy as np
 from pinchpoint.clock import NS_PER_S
 from pinchpoint.errors import PinchpointError
 from pinchpoint.impact import CHANGE_MIN, INDICATORS, SIGMAS_MIN, Indicator, compared, load_rps
-from pinchpoint.lab.scenario import Scenario
+from pinchpoint.lab.params import LabParams
+from pinchpoint.lab.rough import lone_token_s
+from pinchpoint.lab.scenario import Scenario, resized
 from pinchpoint.labbench.matrix import Case, healthy_twin
 from pinchpoint.model import Stage
-from pinchpoint.plan import Plan, build_plan
+from pinchpoint.plan import OpenStage, Plan, build_plan
 from pinchpoint.rundir import read_run
 from pinchpoint.series import RunView
 from pinchpoint.synth import run_virtual
+from pinchpoint.workload.classes import resolve
 
 STAGE_RATIOS = (0.6, 1.0, 1.4)
 """Loads of the three stages over the case's own."""
@@ -67,10 +70,44 @@ def plan_of(case: Case, scenario: Scenario) -> Plan:
     return build_plan({**values, "stages": stages})
 
 
+def sized_scenario(case: Case, plan: Plan) -> Scenario:
+    """The case's scenario, its faults as strong for the load of this plan as their tables mean them for the default
+    service under the load of the impact check."""
+    scenario = case.scenario()
+    stages = [stage for stage in plan.stages if isinstance(stage, OpenStage)]
+    requests = sum(stage.rate_rps * (stage.duration_s or 0.0) for stage in stages)
+    middle_rps = sorted(stage.rate_rps for stage in stages)[len(stages) // 2]
+    measured = _load(scenario.before, plan, middle_rps, requests)
+    ratios: list[dict[str, float]] = []
+    for fault in scenario.faults:
+        usual, usual_plan = (
+            LabParams().changed(fault.base),
+            build_plan({"url": URL, "seed": case.seed, "workload": {"preset": fault.workload}}),
+        )
+        rate_rps = load_rps(usual, usual_plan, fault.load_ratio)
+        meant = _load(usual, usual_plan, rate_rps, rate_rps * fault.duration_s)
+        ratios.append({name: measured[name] / meant[name] for name in meant})
+    return resized(scenario, ratios)
+
+
+def _load(params: LabParams, plan: Plan, rate_rps: float, requests: float) -> dict[str, float]:
+    """By lab.faults.LoadMeasure."""
+    traffic = resolve(plan, params.max_model_len_tokens())
+    mix = traffic.mix(None)
+    input_tokens, output_tokens = traffic.mean_input_tokens(mix), traffic.mean_output_tokens(mix)
+    token_s = lone_token_s(params, input_tokens, output_tokens)
+    return {
+        "rate": rate_rps,
+        "tokens": rate_rps * output_tokens,
+        "requests": requests,
+        "in_flight": rate_rps * output_tokens * token_s,
+    }
+
+
 def make_case(case: Case, runs: Path) -> Made:
     """Writes runs/ID and returns its label. A run that ends early, because the service is gone, is one as well."""
-    scenario = case.scenario()
-    plan = plan_of(case, scenario)
+    plan = plan_of(case, case.scenario())
+    scenario = sized_scenario(case, plan)
     with tempfile.TemporaryDirectory(prefix=".making-", dir=runs) as scratch:
         made = Path(scratch) / case.id
         _run(plan, scenario, made, case.degrade)
@@ -108,7 +145,9 @@ def impact_of(healthy: RunView, faulty: RunView, indicator: str, onset_s: float)
     """What the fault did to its indicator at the load at which it did most, pair by pair of stretches after the onset.
 
     Loads are not thrown together: a fault that does nothing below a load and much above it would drown in the
-    difference between the two. None where the runs cannot be compared: too little was measured.
+    difference between the two. Where the faulty run ended too early for that, the first requests of both are compared;
+    a service that answers so little that it has no value of the indicator at all is an impact without numbers. None
+    where the healthy service has none either.
     """
     found: list[dict[str, Any]] = []
     for stage in healthy.stages:
@@ -116,6 +155,10 @@ def impact_of(healthy: RunView, faulty: RunView, indicator: str, onset_s: float)
             values = _pairs(healthy, faulty, stage, INDICATORS[indicator], onset_s)
             if len(values) >= BLOCKS_MIN:
                 found.append({"indicator": indicator, "stage": stage.index, **_told(indicator, values)})
+    if not found and len(values := _first_pairs(healthy, faulty, INDICATORS[indicator], onset_s)) >= BLOCKS_MIN:
+        found.append({"indicator": indicator, "stage": None, **_told(indicator, values)})
+    if not found and (gone := _gone(healthy, indicator, onset_s)):
+        found.append(gone)
     return max(found, key=lambda one: (one["has_impact"], abs(one["sigmas"] or 0.0)), default=None)
 
 
@@ -137,6 +180,41 @@ def _pairs(
             inside = (since_s >= block * length_s) & (since_s < (block + 1) * length_s)
             mask = (view.requests.stage == stage.index) & inside
             pair.append(indicator(view.requests, mask, length_s) if mask.any() else math.nan)
+        if all(map(math.isfinite, pair)):
+            found.append((pair[0], pair[1]))
+    return found
+
+
+def _gone(healthy: RunView, indicator: str, onset_s: float) -> dict[str, Any] | None:
+    """The impact of a fault beside which nothing is left to compare, though the healthy service had enough."""
+    for stage in healthy.stages:
+        if stage.rate_rps is None:
+            continue
+        values = _pairs(healthy, healthy, stage, INDICATORS[indicator], onset_s)
+        if len(values) >= BLOCKS_MIN:
+            told = {"faulty": None, "change_ratio": None, "sigmas": None, "stretches": 0, "has_impact": True}
+            mean = float(np.mean([value for value, _ in values]))
+            return {"indicator": indicator, "stage": stage.index, "healthy": mean, **told}
+    return None
+
+
+def _first_pairs(healthy: RunView, faulty: RunView, indicator: Indicator, onset_s: float) -> list[tuple[float, float]]:
+    """(healthy, faulty) for each third of as many requests after the onset as both runs have, in their order."""
+    orders = []
+    for view in (healthy, faulty):
+        since_s = view.requests.scheduled_s + view.t0_ns / NS_PER_S
+        order = np.argsort(since_s, kind="stable")
+        orders.append(order[since_s[order] >= onset_s])
+    common = min(map(len, orders))
+    found: list[tuple[float, float]] = []
+    for block in range(BLOCKS_MIN):
+        first, end = block * common // BLOCKS_MIN, (block + 1) * common // BLOCKS_MIN
+        pair: list[float] = []
+        for view, order in zip((healthy, faulty), orders, strict=True):
+            mask = np.zeros(view.requests.count, bool)
+            mask[order[first:end]] = True
+            spanned_s = float(np.ptp(view.requests.scheduled_s[mask])) if mask.any() else 0.0
+            pair.append(indicator(view.requests, mask, spanned_s) if spanned_s > 0 else math.nan)
         if all(map(math.isfinite, pair)):
             found.append((pair[0], pair[1]))
     return found

@@ -14,9 +14,11 @@ import msgspec
 
 from pinchpoint.errors import UsageError
 from pinchpoint.lab.faults import FAULTS, HEALTHY, SEVERITIES, Fault, Severity
+from pinchpoint.lab.hardware import GPUS
 from pinchpoint.lab.scenario import PLUS, Scenario, choose_scenario
 from pinchpoint.lab.services import service_of
 from pinchpoint.labbench.split import PARTS, HeldOut, Part, Setting, held_out
+from pinchpoint.labbench.split import WORKLOADS as HELD_WORKLOADS
 from pinchpoint.plan import SEED_MAX
 from pinchpoint.synth.degrade import DEGRADATIONS
 
@@ -26,6 +28,9 @@ SINGLE = (("A100", "llama-3-8b"), ("H100", "llama-3-8b"), ("L40S", "qwen2.5-7b")
 SEVERAL = (("H200", "qwen3-32b"), ("A100", "llama-3-70b"), ("H100", "llama-3-70b"), ("L40S", "qwen3-32b"))
 EXPERTS = tuple((gpu, "mixtral-8x7b") for gpu in ("H100", "A100", "H200", "L40S", "910B2"))
 """(GPU, model) that take one GPU, several, and several with experts to spread."""
+OVER_PCIE = (("L40S", "qwen3-32b"), ("L40S", "llama-3-70b"), ("RTX4090", "llama-3-70b"))
+"""Several GPUs without links of their own; enough that one of each may be held out."""
+FEW_SERVICES = 3
 WORKLOADS = {"chat": ("chat", "chat", "assistant"), "summarise": ("summarise", "summarise", "rag")}
 """Workload that brings a fault out -> those it may have in the data set, the likelier one twice."""
 DIALECTS = ("vllm", "vllm", "vllm", "sglang", "tgi", "llama.cpp")
@@ -144,6 +149,8 @@ class _Draw:
         onset_s = round(self.chance.uniform(*ONSET_RANGE_S), 1) if late else 0.0
         services = _services([FAULTS[one] for one in name.split(PLUS)])
         workloads = WORKLOADS.get(fault.workload, (fault.workload,))
+        if len(services) <= FEW_SERVICES:  # too few for what is held out to be among them
+            workloads = (*workloads, *HELD_WORKLOADS)
         return self._in_part(
             part,
             services,
@@ -248,4 +255,9 @@ def _services(faults: Sequence[Fault]) -> tuple[tuple[str, str], ...]:
     base = {key for fault in faults for key in fault.base}
     if "expert_parallel" in base:
         return EXPERTS
+    links = {GPUS[str(fault.base["gpu"])].peer_link for fault in faults if "tensor_parallel" in fault.base}
+    if links == {"pcie"}:  # a fault of PCIe does nothing where GPUs have links of their own, and the other way round
+        return OVER_PCIE
+    if any("accelerator.link_ratio" in fault.knobs for fault in faults):
+        return tuple((gpu, model) for gpu, model in SEVERAL if GPUS[gpu].peer_link != "pcie")
     return SEVERAL if "tensor_parallel" in base else (*SINGLE, *SINGLE, *SEVERAL)
