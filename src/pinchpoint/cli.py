@@ -16,7 +16,7 @@ from cyclopts import App, CycloptsError, Group, Parameter
 from pinchpoint import __version__
 from pinchpoint.cli_agent import agent_app
 from pinchpoint.cli_lab import lab_app
-from pinchpoint.cli_output import OUTPUT, Json, Slos, complain, print_json, print_verdict
+from pinchpoint.cli_output import OUTPUT, Json, Slos, complain, print_json, print_verdict, tell_sources
 from pinchpoint.cli_plan import plan_app, workloads
 from pinchpoint.cli_profile import profile_app
 from pinchpoint.cli_spans import spans_app
@@ -164,7 +164,11 @@ def run(
         outcome = run_live(asked, out=out, on_progress=show, command=command, plan_file=plan, force=force)
     view, verdict = judge_directory(outcome.path)
     html_path = write_answer(view, verdict)
-    print_verdict(view, verdict, as_json, {"report": html_path, "run": outcome.path})
+    paths = {"report": html_path, "run": outcome.path}
+    if (stacks := outcome.path / "stacks.txt").exists():
+        paths["stacks"] = stacks
+    print_verdict(view, verdict, as_json, paths)
+    tell_sources(outcome.path)
     if outcome.error is not None:
         complain(str(outcome.error))
         return outcome.error.exit_code
@@ -303,6 +307,7 @@ def load(
         outcome = run_load(asked, out=out, on_progress=show, command=command, plan_file=plan, usage=usage, force=force)
     answer, code = judge_load(outcome.path)
     _print_load(answer, as_json, outcome.path)
+    tell_sources(outcome.path)
     if outcome.error is not None:
         complain(str(outcome.error))
         return outcome.error.exit_code

@@ -21,6 +21,19 @@ def complain(message: str) -> None:
     sys.stderr.write(f"pinchpoint: {visible(' '.join(message.split()), 600)}\n")
 
 
+TOLD_KINDS = ("collector", "prometheus", "spans", "stacks", "profile")
+"""Events of sources that somebody asked for: what came of them, and what did not."""
+
+
+def tell_sources(run_path: Path) -> None:
+    """One line on standard error for each sentence about them."""
+    from pinchpoint.rundir import read_run
+
+    for event in read_run(run_path).events():
+        if event.get("kind") in TOLD_KINDS and isinstance(event.get("message"), str):
+            complain(event["message"])
+
+
 def print_json(document: dict[str, Any]) -> None:
     import msgspec
 

@@ -48,6 +48,8 @@ def telemetry(
     if not what:
         raise UsageError("say what to look at: the URL of a service, such as http://127.0.0.1:8000, or a saved page")
     duration_s, period_s = parse_duration_s(duration), parse_duration_s(period)
+    if not duration_s:
+        raise UsageError("--duration is 0; rates need two readings, so look for at least twice the period")
     from pinchpoint.telemetry.collect import MIN_PERIOD_S
 
     if period_s < MIN_PERIOD_S:

@@ -5,6 +5,7 @@ readings.
 """
 
 import os
+import socket
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from pinchpoint.clock import monotonic_ns, realtime_offset_ns
 from pinchpoint.errors import PinchpointError, UnsupportedMeasurementError, UsageError
 from pinchpoint.fetch import tls_context
 from pinchpoint.model import TargetFacts
-from pinchpoint.plan import Plan
+from pinchpoint.plan import OtlpSpec, Plan
 from pinchpoint.probe.address import parse_address
 from pinchpoint.probe.local import listening_pids
 from pinchpoint.recorder import Recorder
@@ -72,6 +73,7 @@ class Collecting:
             )
             self._prometheus.check()
         if spec.otlp is not None:
+            _check_listening(spec.otlp)
             self.notes.append(
                 f"spans are received at http://{spec.otlp.host}:{spec.otlp.http_port} (HTTP) and "
                 f"{spec.otlp.host}:{spec.otlp.grpc_port} (gRPC)"
@@ -217,6 +219,21 @@ class Collecting:
             return
         for note in taken.notes:
             recorder.on_event("spans", message=note)
+
+
+def _check_listening(spec: OtlpSpec) -> None:
+    """Raises UsageError for an address that cannot be listened on; the collector does so only later."""
+    for port in (spec.http_port, spec.grpc_port):
+        try:
+            family, kind, _, _, address = socket.getaddrinfo(spec.host, port, type=socket.SOCK_STREAM)[0]
+            with socket.socket(family, kind) as listening:
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listening.bind(address)
+        except OSError as error:
+            why = error.strerror or str(error)
+            raise UsageError(
+                f"no spans can be received at {spec.host}, port {port} ({why}); give --otlp another"
+            ) from None
 
 
 def _first_reading(source: Source, url: str) -> list[Reading]:

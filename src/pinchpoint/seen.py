@@ -49,8 +49,8 @@ class Row(msgspec.Struct, frozen=True):
     """Of `value`; of a rate the unit of what is counted."""
     how: How
     value: float | None
-    """Over label sets their sum, or the largest where a sum means nothing (Entry.adds_up). None: read, but no number, or
-    one that says nothing beside its labels."""
+    """Over label sets their sum, or the largest where a sum means nothing (Entry.adds_up). None: read, but no number,
+    or one that says nothing beside its labels."""
     observations_per_s: float | None
     """Of a histogram; None for other kinds, and before there are two readings."""
     label_sets: int

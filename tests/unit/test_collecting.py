@@ -89,6 +89,8 @@ def config_of(one: Collecting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ({"hosts": ("{url}/guarded",)}, "--host-token-env"),
         ({"hosts": ("{url}/metrics",)}, "tells nothing of a host"),
         ({"hosts": ("{url}/guarded",), "host_token_env": "NO_SUCH_VARIABLE"}, "NO_SUCH_VARIABLE is empty"),
+        ({"otlp": {"host": "no.such.host.invalid"}}, "no.such.host.invalid"),
+        ({"otlp": {"http_port": "{port}"}}, "no spans can be received"),
         ({"spans": "/no/such/spans.json"}, "/no/such/spans.json"),
         ({"prometheus": {"url": "http://127.0.0.1:1", "selector": '{job="llm"}'}}, "127.0.0.1:1"),
     ],
@@ -96,6 +98,8 @@ def config_of(one: Collecting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 def test_a_source_that_is_named_and_cannot_be_read_is_told_before_the_load(
     url: str, telemetry: dict[str, Any], says: str
 ) -> None:
+    if telemetry.get("otlp", {}).get("http_port"):
+        telemetry = {"otlp": {"http_port": int(url.rpartition(":")[2])}}
     named = {
         key: tuple(each.replace("{url}", url) for each in value) if isinstance(value, tuple) else value
         for key, value in telemetry.items()
