@@ -569,8 +569,19 @@ class Engine:
         else:
             tokens = self._end_mixed(now_s)
         metrics.evicted_tokens = self.pool.evicted * self.pool.block_size_tokens
+        prompt_tokens = step.work.prefill_tokens
+        joined = None
+        if 0 < prompt_tokens < step.tokens:
+            joined = "chunking" if step.tokens >= self.params.max_num_batched_tokens else "backpressure"
         metrics.count_step(
-            now_s, now_s - step.started_s, step.sequences, step.work.prefill_tokens > 0, step.cost.graphed
+            now_s,
+            now_s - step.started_s,
+            step.sequences,
+            prompt_tokens > 0,
+            step.cost.graphed,
+            selection_s=step.cost.sampling_s,
+            host_s=step.cost.host_s,
+            joined=joined,
         )
         self._last_end_s = now_s
         return tokens

@@ -4,21 +4,22 @@ In reality they are processes of their own; here they share the lab's loop, so a
 but costs the simulated service nothing. They show replica 0, as an exporter shows its own machine.
 """
 
-import time
 from collections.abc import Callable
 
+from pinchpoint.clock import NS_PER_S
 from pinchpoint.lab.events import ReplicaState
 from pinchpoint.lab.face import HTTP_OK, NOT_FOUND, PROMETHEUS_TEXT, LabFace
 from pinchpoint.lab.http import Connection, Request
 from pinchpoint.lab.pages import dcgm, node, npu
 from pinchpoint.lab.params import LabParams
 
-Render = Callable[[ReplicaState, LabParams], str]
+Render = Callable[[ReplicaState, LabParams, float, float], str]
+"""(state, parameters, the lab's instant, wall clock at its instant 0) -> page."""
 
 EXPORTERS: dict[str, Render] = {
-    "dcgm": lambda state, params: dcgm.page(state.gpus, params.gpu),
-    "npu": lambda state, params: npu.page(state.gpus, params.gpu, time.time()),
-    "node": lambda state, _params: node.page(state.host),
+    "dcgm": lambda state, params, _now_s, _epoch_unix_s: dcgm.page(state.gpus, params.gpu),
+    "npu": lambda state, params, now_s, epoch_unix_s: npu.page(state.gpus, params.gpu, epoch_unix_s + now_s),
+    "node": lambda state, _params, now_s, epoch_unix_s: node.page(state.host, now_s=now_s, epoch_unix_s=epoch_unix_s),
 }
 """By the names of their ports in `Serving`."""
 
@@ -41,5 +42,7 @@ class Exporter:
             connection.reply(NOT_FOUND, b"404 page not found\n", "text/plain; charset=utf-8")
             return
         face = self._face
-        state = face.service.state(face.now_ns())
-        connection.reply(HTTP_OK, self._render(state.replicas[0], face.params).encode(), PROMETHEUS_TEXT)
+        now_ns = face.now_ns()
+        state = face.service.state(now_ns)
+        text = self._render(state.replicas[0], face.params, now_ns / NS_PER_S, float(face.started_unix_s))
+        connection.reply(HTTP_OK, text.encode(), PROMETHEUS_TEXT)

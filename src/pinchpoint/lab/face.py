@@ -113,8 +113,8 @@ class LabFace:
         self._api = Api(params, seed)
         self._loop = loop
         self._profiler: Profiler | None = None
-        self._started_s = int(time.time())
-        self._pages = identity.pages(params, self._started_s)
+        self.started_unix_s = int(time.time())
+        self._pages = identity.pages(params, self.started_unix_s)
         self._works: dict[int, _Work] = {}
         self._nulls: deque[_Null] = deque()
         """First in, first out, as their events come."""
@@ -134,7 +134,7 @@ class LabFace:
             self._profiler = Profiler(directory, self.params.dialect, self._engines, self.now_ns())
 
     def _metrics(self) -> str:
-        return self.service.metrics_page(self.now_ns(), epoch_unix_s=float(self._started_s))
+        return self.service.metrics_page(self.now_ns(), epoch_unix_s=float(self.started_unix_s))
 
     def _engines(self) -> list[Engine]:
         group = self.service.replicas[0].group
@@ -144,7 +144,7 @@ class LabFace:
         """The service becomes another one while it runs."""
         self.params = params
         self.service.change(self.now_ns(), params)
-        self._pages = identity.pages(params, self._started_s)
+        self._pages = identity.pages(params, self.started_unix_s)
         self._wake()
 
     # http.Application
@@ -249,7 +249,7 @@ class LabFace:
             )
             self.service.submit(t_ns, work.request_id, first, 0, False, details)
             return
-        work.answer = answer_to(asked, self._api.model, work.request_id, self._started_s + t_ns // NS_PER_S)
+        work.answer = answer_to(asked, self._api.model, work.request_id, self.started_unix_s + t_ns // NS_PER_S)
         details = self._details(asked, work.answer, request)
         text_tokens = asked.prompt_tokens - asked.image_tokens
         self.service.submit(t_ns, work.request_id, text_tokens, asked.max_output_tokens, asked.stream, details)
@@ -412,7 +412,7 @@ class LabFace:
         self._forget(work)
         connection = work.connection
         if isinstance(work.asked, Ranking):
-            body = ranking_body(work.asked, self._api.model, work.request_id, self._started_s)
+            body = ranking_body(work.asked, self._api.model, work.request_id, self.started_unix_s)
             self._count_answer(work.path, body)
             connection.reply(HTTP_OK, body)
         elif work.streams:

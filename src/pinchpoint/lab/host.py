@@ -46,6 +46,34 @@ RSS_PER_CONNECTION_BYTES = 64e3
 """Buffers and request state; order of magnitude."""
 
 
+CORE_SIGMA = 0.5
+"""Log-normal spread of load over the cores of an idle-ish machine; order of magnitude of /proc/stat on servers."""
+MIGRATION_S = 20.0
+MIGRATION_RATIO = 0.4
+"""How long and how far a core is busier or idler than usual, for threads migrate; order of magnitude."""
+
+
+def spread(total: float, room: list[float], weights: list[float]) -> list[float]:
+    """`total` over places by their weights, none above its room; what a full place cannot take, the others do.
+
+    The parts add up to total, or to all the room there is.
+    """
+    taken = [0.0] * len(room)
+    open_places = [place for place, space in enumerate(room) if space > 0]
+    while total > 0 and open_places:
+        scale = total / sum(weights[place] for place in open_places)
+        full = [place for place in open_places if weights[place] * scale >= room[place] - taken[place]]
+        if not full:
+            for place in open_places:
+                taken[place] += weights[place] * scale
+            break
+        for place in full:
+            total -= room[place] - taken[place]
+            taken[place] = room[place]
+        open_places = [place for place in open_places if place not in full]
+    return taken
+
+
 class Process:
     """CPU time of one process that does one piece of work at a time."""
 
@@ -112,6 +140,9 @@ class Host:
         self._gone_cpu_ns = 0.0
         """Of processes that have ended."""
         self._cores: list[dict[str, float]] = []
+        self._ways = random.Random(f"cores {seed}")
+        self._core_ways: list[tuple[float, float]] = []
+        """Of each core, how busy it is beside others in the long run, and where in its cycle it begins."""
         self._apply(params)
 
     def _apply(self, params: LabParams) -> None:
@@ -130,6 +161,7 @@ class Host:
         """CPU work takes as long as it has CPU time."""
         while len(self._cores) < host.cores:
             self._cores.append(dict.fromkeys(MODES, 0.0))
+            self._core_ways.append((self._ways.lognormvariate(0.0, CORE_SIGMA), self._ways.random()))
 
     def change(self, t_ns: int, params: LabParams) -> None:
         self._accrue(t_ns)
@@ -269,24 +301,35 @@ class Host:
         memory_ns = min(span_ns, self._memory_wait_ns)
         self._memory_pressure_ns += memory_ns
         self._memory_wait_ns -= memory_ns
-        for index, core in enumerate(self._cores[: host.cores]):
-            left_s = span_ns / NS_PER_S
-            for mode, ns in (
-                ("softirq", float(softirq_ns) if index == 0 else 0.0),
-                ("user", busy_ns / host.cores * (1 - SYSTEM_SHARE_RATIO)),
-                ("system", busy_ns / host.cores * SYSTEM_SHARE_RATIO),
-                ("steal", steal_ns / host.cores),
-                ("iowait", (io_ns + memory_ns) / host.cores),
+        left_ns = [float(span_ns)] * host.cores
+        left_ns[0] -= softirq_ns
+        self._cores[0]["softirq"] += softirq_ns / NS_PER_S
+        for mode, ns in (
+            ("steal", steal_ns),
+            ("user", busy_ns * (1 - SYSTEM_SHARE_RATIO)),
+            ("system", busy_ns * SYSTEM_SHARE_RATIO),
+            ("iowait", float(io_ns + memory_ns)),
+        ):
+            for core, left, taken_ns in zip(
+                self._cores, range(host.cores), spread(ns, left_ns, self._leanings(t_ns)), strict=False
             ):
-                seconds = min(left_s, ns / NS_PER_S)
-                core[mode] += seconds
-                left_s -= seconds
-            core["idle"] += left_s
+                core[mode] += taken_ns / NS_PER_S
+                left_ns[left] -= taken_ns
+        for core, ns in zip(self._cores, left_ns, strict=False):
+            core["idle"] += max(0.0, ns) / NS_PER_S
         own = own_span_ns / span_ns * self._slowdown
         runnable = host.neighbour_cores + own * max(1.0, host.neighbour_cores / host.cores)
         self._load1 += (runnable - self._load1) * -math.expm1(-span_ns / NS_PER_S / LOAD_MEAN_S)
         if self._quota_ns is not None:
             self._periods += t_ns // PERIOD_NS - (t_ns - span_ns) // PERIOD_NS
+
+    def _leanings(self, t_ns: int) -> list[float]:
+        """How much the kernel likes each core now: some more than others, and that shifts as threads migrate."""
+        turns = t_ns / NS_PER_S / MIGRATION_S
+        return [
+            weight * (1 + MIGRATION_RATIO * math.sin(2 * math.pi * (turns + phase)))
+            for weight, phase in self._core_ways[: self._params.host.cores]
+        ]
 
     def reading(self, t_ns: int, files_open: Sequence[int]) -> HostReading:
         """files_open: of the API processes, in their order; other processes hold LISTENING_FILES."""

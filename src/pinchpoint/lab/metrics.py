@@ -17,6 +17,9 @@ import msgspec
 from pinchpoint.lab import bounds
 from pinchpoint.lab.params import LabParams
 
+HANDING_RATIO, JOIN_RATIO = 0.3, 0.5
+"""Of the process's time per step. A recorded page of TGI has 0.2 ms per step for handing out and 1.4 ms per join; the
+lab has 0.8 ms for all of it."""
 DECODE_LOG_STEPS = 40
 """SGLang's decode_log_interval."""
 
@@ -153,6 +156,16 @@ class LabMetrics:
         self.last_decode_graphed = False
         self.prefill_step_s = Histogram(bounds.TGI_S)
         self.decode_step_s = Histogram(bounds.TGI_S)
+        self.prefill_selection_s = Histogram(bounds.TGI_S)
+        self.decode_selection_s = Histogram(bounds.TGI_S)
+        """Of a step, choosing its tokens."""
+        self.prefill_handing_s = Histogram(bounds.TGI_S)
+        self.decode_handing_s = Histogram(bounds.TGI_S)
+        """Of a step, handing out its tokens and dropping what has ended."""
+        self.joins = {"backpressure": 0, "chunking": 0}
+        """Steps in which prompts joined a running batch, by why those were computed then: there was room, or one had
+        filled the step before and went on."""
+        self.join_s = Histogram(bounds.TGI_S)
         self.prefill_batches = Histogram(bounds.TGI_BATCH)
         """Sequences in steps with prompt tokens."""
         self.generation_rate_tokens_per_s = 0.0
@@ -229,15 +242,32 @@ class LabMetrics:
         """An answer of known length has been written; count_http has counted it or is about to."""
         self.http_response_bytes[handler] = self.http_response_bytes.get(handler, 0) + size_bytes
 
-    def count_step(self, now_s: float, duration_s: float, sequences: int, prefill: bool, graphed: bool) -> None:
+    def count_step(
+        self,
+        now_s: float,
+        duration_s: float,
+        sequences: int,
+        prefill: bool,
+        graphed: bool,
+        *,
+        selection_s: float = 0.0,
+        host_s: float = 0.0,
+        joined: str | None = None,
+    ) -> None:
         """A step of the engine has ended at now_s; call it after generation_tokens was bumped.
 
-        prefill: it held prompt tokens, or recomputed ones.
+        prefill: it held prompt tokens, or recomputed ones. selection_s, host_s: its parts that are sampling, and the
+        engine's process. joined: a key of `joins` for prompts beside sequences that decode.
         """
         self.steps += 1
         self.step_sequences += sequences
         if prefill:
             self.prefill_step_s.observe(duration_s)
+            self.prefill_selection_s.observe(selection_s)
+            self.prefill_handing_s.observe(HANDING_RATIO * host_s)
+            if joined is not None:
+                self.joins[joined] += 1
+                self.join_s.observe(JOIN_RATIO * host_s)
             self.prefill_batches.observe(sequences)
             queries = self.prefix_queries_tokens - self._logged_queries
             if queries:
@@ -246,6 +276,8 @@ class LabMetrics:
             return
         self.decode_steps += 1
         self.decode_step_s.observe(duration_s)
+        self.decode_selection_s.observe(selection_s)
+        self.decode_handing_s.observe(HANDING_RATIO * host_s)
         self.graphed_decode_steps += graphed
         self.last_decode_graphed = graphed
         if self.decode_steps % DECODE_LOG_STEPS == 0:

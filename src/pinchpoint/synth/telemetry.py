@@ -62,7 +62,7 @@ class Telemetry:
                 if replica.gpus and self._degrader.sees(GPU):
                     self._scrape(t_ns, GPU, index, number, self._gpu_text(replica))
                 if self._degrader.sees(NODE):
-                    self._scrape(t_ns, NODE, index, number, node.page(replica.host))
+                    self._scrape(t_ns, NODE, index, number, node.page(replica.host, now_s=t_ns / NS_PER_S))
 
     def note(self, t_ns: int, source: str, readings: Iterable[Reading]) -> None:
         """Readings of the client's side."""

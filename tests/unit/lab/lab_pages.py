@@ -51,7 +51,10 @@ def busy(params: LabParams | None = None, index: int = 0) -> EngineState:
     m.itl_s.observe(0.0312, 1900)
     m.iteration_tokens.observe(40.0, 100)
     for step in range(90):
-        m.count_step(1.0 + step * 0.03, 0.03, 16, prefill=step % 9 == 0, graphed=True)
+        m.count_step(
+            1.0 + step * 0.03, 0.03, 16, prefill=step % 9 == 0, graphed=True,
+            selection_s=1e-4, host_s=1e-3, joined="backpressure" if step else None,
+        )  # fmt: skip
     m.count_transfer(0.02, 3e8)
     m.count_grammar(0.15)
     m.grammar_hits, m.longest_sequence_tokens = 5, 139

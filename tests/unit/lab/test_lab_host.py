@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lab_traffic import NS_PER_S, Outcome, chat_run
 
-from pinchpoint.lab.host import PERIOD_NS, Host, Process
+from pinchpoint.lab.host import PERIOD_NS, Host, Process, spread
 from pinchpoint.lab.params import LabParams
 from pinchpoint.lab.path import HostNetwork
 from pinchpoint.lab.readings import HostReading
@@ -207,3 +207,31 @@ def test_a_wider_limit_never_makes_answers_slower(limit: str) -> None:
         means.append(np.mean([e.t_ns - e.request_id * 200 * MS for e in events if e.kind == "end"]))
     assert all(wider <= narrower * 1.001 for narrower, wider in itertools.pairwise(means)), means
     assert means[0] > 1.02 * means[-1], means
+
+
+@given(
+    total=st.floats(0, 50),
+    places=st.lists(st.tuples(st.floats(0, 10), st.floats(0.1, 10)), min_size=1, max_size=8),
+)
+def test_load_is_spread_over_cores_without_loss_and_none_has_more_than_its_time(
+    total: float, places: list[tuple[float, float]]
+) -> None:
+    room, weights = [space for space, _ in places], [weight for _, weight in places]
+    taken = spread(total, room, weights)
+    assert sum(taken) == pytest.approx(min(total, sum(room)))
+    assert all(0 <= part <= space + 1e-9 for part, space in zip(taken, room, strict=True))
+
+
+def test_cores_are_not_alike_and_their_time_is_all_of_it() -> None:
+    outcome = run({})
+    cores = host(outcome).cpu_s_total
+    assert len({core["user"] for core in cores}) == len(cores)
+    for core in cores:
+        assert sum(core.values()) == pytest.approx(outcome.duration_s)
+
+
+def test_a_process_that_waits_for_the_disk_leaves_a_core_in_iowait() -> None:
+    waits = run({"front.log_s_per_chunk": 5e-6, "front.log_bytes_per_write": 4000, "host.disk_write_bytes_per_s": 2e6})
+    reading = host(waits)
+    assert sum(core["iowait"] for core in reading.cpu_s_total) == pytest.approx(reading.io_pressure_s_total)
+    assert reading.io_pressure_s_total > 0.1 * waits.duration_s

@@ -68,7 +68,7 @@ NOT_MODELLED: dict[str, set[str]] = {
         "vllm:avg_prompt_throughput_toks_per_s", "vllm:avg_generation_throughput_toks_per_s",
     },
     "sglang_old": {"sglang:func_latency_seconds"},
-    "tgi": {"tgi_batch_concat", "tgi_batch_concat_duration", "tgi_batch_filter_duration", "tgi_batch_decode_duration"},
+    "tgi": set(),
     "llamacpp": set(),
     "npu": set(),
     "node": set(),
@@ -85,7 +85,9 @@ MORE = {
         "vllm:spec_decode_num_accepted_tokens_total", "vllm:spec_decode_num_accepted_tokens_per_pos_total",
         "vllm:nixl_xfer_time_seconds", "vllm:nixl_bytes_transferred", "vllm:nixl_num_failed_transfers_total",
     },
-    "node": {"node_memory_MemAvailable_bytes", "node_uname_info"},
+    "node": {
+        "node_memory_MemAvailable_bytes", "node_uname_info", "node_boot_time_seconds", "node_time_seconds",
+    },
 }  # fmt: skip
 """Of servers that draft, serve adapters and receive KV, and of kernels since 3.14; the recorded ones were not such."""
 
@@ -522,3 +524,8 @@ def test_counters_never_fall_while_an_engine_runs(dialect: Dialect, age: Age) ->
 def test_adapters_are_told_at_the_wall_clock_of_the_page() -> None:
     page = engine_page("vllm", [busy()], PROCESS, now_s=40.0, epoch_unix_s=1_700_000_000.0)
     assert find(page, "vllm:lora_requests_info") == 1_700_000_040.0
+
+
+def test_a_machine_tells_its_wall_clock_and_when_it_started() -> None:
+    page = node.page(host(), now_s=40.0, epoch_unix_s=1_700_000_000.0)
+    assert find(page, "node_time_seconds") - find(page, "node_boot_time_seconds") == 40.0

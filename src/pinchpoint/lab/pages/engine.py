@@ -5,13 +5,11 @@ from typing import Literal
 
 from pinchpoint.lab.metrics import EngineState
 from pinchpoint.lab.pages import llamacpp, sglang, tgi, vllm
+from pinchpoint.lab.pages.text import EPOCH_UNIX_S
 from pinchpoint.lab.readings import ProcessReading
 
 Dialect = Literal["vllm", "sglang", "tgi", "llama.cpp"]
 Age = Literal["current", "old"]
-
-EPOCH_UNIX_S = 1_780_272_000.0
-"""2026-06-01 00:00 UTC: wall clock at the lab's instant 0, where nobody says otherwise."""
 
 
 def engine_page(

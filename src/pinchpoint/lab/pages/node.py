@@ -8,7 +8,7 @@ disks, drops and errors of cards, IRQ pressure, and the exporter's own `go_*`, `
 
 from collections.abc import Sequence
 
-from pinchpoint.lab.pages.text import GO, Labels, Page, Sample, labelled
+from pinchpoint.lab.pages.text import EPOCH_UNIX_S, GO, Labels, Page, Sample, labelled
 from pinchpoint.lab.readings import HostReading, ProcessReading
 
 MODES = ("idle", "iowait", "irq", "nice", "softirq", "steal", "system", "user")
@@ -17,8 +17,13 @@ MAX_FILES = 9_223_372_036_854_775_807
 """fs.file-max of current kernels."""
 
 
-def page(host: HostReading, hostname: str = "gpu-node-0") -> str:
-    """node_exporter's page, families in alphabetical order as it writes them."""
+def page(
+    host: HostReading, hostname: str = "gpu-node-0", *, now_s: float = 0.0, epoch_unix_s: float = EPOCH_UNIX_S
+) -> str:
+    """node_exporter's page, families in alphabetical order as it writes them.
+
+    now_s: the lab's instant. epoch_unix_s: the wall clock at instant 0, at which the machine has started.
+    """
     families: list[tuple[str, str, str, Sequence[Sample]]] = []
 
     def add(name: str, kind: str, help_text: str, value: float, labels: Labels = ()) -> None:
@@ -29,6 +34,7 @@ def page(host: HostReading, hostname: str = "gpu-node-0") -> str:
         for cpu, modes in enumerate(host.cpu_s_total)
         for mode in MODES
     ]
+    add("boot_time_seconds", "gauge", "Start of the machine, Unix time.", epoch_unix_s)
     families.append(("node_cpu_seconds_total", "counter", "CPU time by mode.", cpus))
     disk, nic, cpu0, node0 = labelled(device=DISK), labelled(device=NIC), labelled(cpu=0), labelled(node=0)
     add("disk_io_time_seconds_total", "counter", "Time doing I/O.", host.disk_busy_s_total, disk)
@@ -64,6 +70,7 @@ def page(host: HostReading, hostname: str = "gpu-node-0") -> str:
     add("softnet_dropped_total", "counter", "Packets dropped.", host.softnet_dropped_total, cpu0)
     add("softnet_processed_total", "counter", "Packets processed.", host.softnet_processed_total, cpu0)
     add("softnet_times_squeezed_total", "counter", "Rounds that ran out of quota.", host.softnet_squeezed_total, cpu0)
+    add("time_seconds", "gauge", "Wall clock, Unix time.", epoch_unix_s + now_s)
     uname = labelled(
         domainname="(none)", machine="x86_64", nodename=hostname, release="6.8.0-60-generic", sysname="Linux",
         version="#63-Ubuntu SMP PREEMPT_DYNAMIC",

@@ -14,6 +14,8 @@ from pinchpoint.lab.metrics import Histogram
 Labels = tuple[tuple[str, str], ...]
 Sample = tuple[Labels, float]
 
+EPOCH_UNIX_S = 1_780_272_000.0
+"""2026-06-01 00:00 UTC: wall clock at the lab's instant 0, where nobody says otherwise."""
 MAX_PLAIN_DIGITS = 6
 MAX_PLAIN = 10**MAX_PLAIN_DIGITS
 """Digits before the point; beyond, Go and prometheus_client write an exponent."""

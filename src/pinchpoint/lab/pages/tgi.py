@@ -2,8 +2,8 @@
 
 The page has one set of figures for all shards, so several engines are added up. As on a real page, prompt and output
 tokens are known only when a request ends, and queue, inference and per-token times are those of successful requests.
-Left out: `tgi_batch_concat`, `tgi_batch_concat_duration`, `tgi_batch_filter_duration`, `tgi_batch_decode_duration`.
-A step with prompt tokens is a prefill batch here; TGI itself never mixes the two.
+A step with prompt tokens is a prefill batch here, and one that also decodes is a concatenation; TGI itself never mixes
+the two. The forward pass is all of a step but choosing tokens and handing them out.
 """
 
 from collections.abc import Sequence
@@ -33,8 +33,8 @@ def page(engines: Sequence[EngineState]) -> str:
         found = together(pick)
         out.histogram(f"tgi_{name}", help_text, [((), found)] if found.count else [], upper)
 
-    def two(name: str, help_text: str) -> None:
-        both = ((PREFILL, together("prefill_step_s")), (DECODE, together("decode_step_s")))
+    def two(name: str, help_text: str, part: str = "step") -> None:
+        both = ((PREFILL, together(f"prefill_{part}_s")), (DECODE, together(f"decode_{part}_s")))
         out.histogram(f"tgi_{name}", help_text, [pair for pair in both if pair[1].count], bounds.TGI_S)
 
     one("request_input_length", "Input tokens of a request", "request_prompt_tokens", lengths)
@@ -45,9 +45,13 @@ def page(engines: Sequence[EngineState]) -> str:
     one("request_duration", "Time of a request", "e2e_s", bounds.TGI_S)
     one("request_validation_duration", "Validation time of a request", "validation_s", bounds.TGI_S)
     one("request_queue_duration", "Queue time of a request", "queue_s", bounds.TGI_S)
+    two("batch_filter_duration", "Filtering a batch and handing out its tokens, per method", "handing")
     two("batch_inference_duration", "Inference time of a batch")
     one("request_mean_time_per_token_duration", "Mean time per token of a request", "mean_token_s", bounds.TGI_S)
+    joins = together("join_s")
+    out.histogram("tgi_batch_concat_duration", None, [(DECODE, joins)] if joins.count else [], bounds.TGI_S)
     one("request_generated_tokens", "Generated tokens of a request", "request_generation_tokens", outputs)
+    two("batch_decode_duration", "Choosing the tokens of a batch, per method", "selection")
     one("batch_next_size", "Size of the next batch", "prefill_batches", bounds.TGI_BATCH)
     return out.text()
 
@@ -59,6 +63,9 @@ def _counts(out: Page, metrics: Sequence[LabMetrics]) -> None:
 
     successes = sum(m.finished[reason] for m in metrics for reason in SUCCESSES)
     invalid, overloaded = sum(m.invalid_requests for m in metrics), sum(m.rejected_requests for m in metrics)
+    counter(
+        "batch_concat", None, [((("reason", why),), sum(m.joins[why] for m in metrics)) for why in metrics[0].joins]
+    )
     counter("request_success", "Successful requests", [((), successes)])
     counter("request_count", "Requests in all", [((), sum(m.engine_requests for m in metrics))])
     failures: list[tuple[Labels, float]] = [((("err", "validation"),), invalid), ((("err", "overloaded"),), overloaded)]
