@@ -327,9 +327,8 @@ class Capture:
         span_s = max((one.span_s for one in analysis.ranks), default=None)
         window_s = ((self._stopped_ns or 0) - (self._began_ns or 0)) / NS_PER_S
         self._notes.append(
-            f"profiled for {format_duration(window_s)} in the step that overloads the service: "
-            f"{counted(len(kept), 'file')}, {format_duration(span_s)} "
-            "of trace"
+            f"profiled for {format_duration(window_s)}: {counted(len(kept), 'file')}, "
+            f"{format_duration(span_s)} of trace"
         )
         self._notes += [f"{Path(one.file).name}: {one.what}" for one in analysis.problems]
 

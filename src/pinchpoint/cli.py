@@ -407,6 +407,7 @@ def diagnose(path: RunPath, /, *, slo: Slos = (), as_json: Json = False) -> int:
 
     view, verdict = judge_directory(path, parse_slos(slo) or None)
     print_verdict(view, verdict, as_json, {"run": path})
+    tell_sources(path)
     return verdict.exit_code
 
 

@@ -116,7 +116,7 @@ def test_the_trace_is_kept_analysed_and_part_of_the_run(engine_name: str, run: P
     assert {headers["Authorization"] for _, headers, _ in engine.calls} == {"Bearer secret"}
     asked = engine.calls[0][2].decode()
     assert (str(traces) in asked) is (engine_name == "sglang")
-    assert len(notes) == 1 and "in the step that overloads the service: 1 file, 10.7 ms of trace" in notes[0]
+    assert len(notes) == 1 and ": 1 file, 10.7 ms of trace" in notes[0]
     assert sorted(path.name for path in (run / "profile").iterdir()) == [
         "analysis.json", "profile.html", "rank0.pt.trace.json.gz",
     ]  # fmt: skip

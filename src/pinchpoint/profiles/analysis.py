@@ -1,6 +1,7 @@
 """From the columns of a trace to what is said of each of its devices."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import msgspec
@@ -78,8 +79,8 @@ def _without_gpu(trace: Trace, zero_ns: int, end_ns: int, host: HostTime | None,
     steps = stepping.find(trace, empty)
     described = _describe_steps(trace, empty, np.empty(0, np.int32), steps, None, zero_ns)
     notes = [
-        "The file shows no work on a GPU: the model ran on the CPU, or the profiler was not asked for GPU activity "
-        "(torch.profiler's ProfilerActivity.CUDA).",
+        "The file shows no work on a GPU: the model ran on the CPU, the profiler was not asked for GPU activity "
+        "(torch.profiler's ProfilerActivity.CUDA), or the file ends before it.",
         *trace.notes,
     ]
     return RankAnalysis(

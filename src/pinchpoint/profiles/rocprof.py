@@ -110,7 +110,10 @@ def read(path: Path, limits: Limits, file: int) -> Reading:
             )  # fmt: skip
     note_damages(source, reader.damages)
     if not reader.found:
-        raise UsageError(f"{path} is a result of rocprofv3 without kernel dispatches; run it with --kernel-trace")
+        raise UsageError(
+            f"{path} is a result of rocprofv3 without kernel dispatches; run it with --kernel-trace, or "
+            "copy it again if it was cut off before them"
+        )
     if not reader.closed:
         source.lost("the result ends inside the list of dispatches: it was cut off", byte_offset=source.bytes_read)
     names = Names()

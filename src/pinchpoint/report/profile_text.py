@@ -39,6 +39,8 @@ ROOFLINE_SHOWN = 6
 HOST_OPS_SHOWN = 10
 TOP_DEFAULT = 15
 LAYERS_SHOWN = 7
+ELSEWHERE_MIN = 0.01
+"""Work of no known layer is told from this share on."""
 EIGHTHS = " ▏▎▍▌▋▊▉"
 STYLES = dict(
     zip(FAMILIES, ("blue", "yellow", "magenta", "green", "bright_magenta", "cyan", "red", "bright_black"), strict=True)
@@ -152,6 +154,9 @@ def _rank(rank: RankAnalysis, top: int, named: bool) -> Iterable[RenderableType]
             (one.layer, one.share, "green", f"{format_duration(one.busy_s)}, {counted(one.kernels, 'kernel')}")
             for one in rank.layers[:LAYERS_SHOWN]
         ]
+        elsewhere = 1 - sum(one.share for one in rank.layers)
+        if elsewhere > ELSEWHERE_MIN:
+            rows.append(("of no known layer", elsewhere, "bright_black", ""))
         yield from _section("time by layer", _bars(rows))
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_column(no_wrap=True)
