@@ -41,9 +41,9 @@ changes of mechanism. The same command makes the same files; `sha256` of the man
 - `faults[].impact`: what the fault did to its indicator beside the same run without it, at the stage at
   which it did most, over stretches of it.
   `has_impact` is more than 10 % and 3 standard errors. A fault without impact cannot be seen, and naming none is right;
-  null: too little was measured to tell. `stage` null: the run ended early, and the first requests of both were compared;
-  `faulty` null: the service left nothing to compare. Faults that belong to a load are as strong as the load of their run
-  makes them.
+  null: too little was measured to tell. `stage` null: the run ended early, and the first requests of both were
+  compared; `faulty` null: the service left nothing to compare. Faults that belong to a load are as strong as the load
+  of their run makes them.
 - `look_alike_pair`: runs with the same number are alike in everything but their fault.
 
 ## Parts
