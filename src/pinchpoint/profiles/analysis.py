@@ -1,7 +1,6 @@
 """From the columns of a trace to what is said of each of its devices."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Literal
 
 import msgspec
