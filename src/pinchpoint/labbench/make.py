@@ -144,8 +144,9 @@ def _plain(size: Size) -> dict[str, Any]:
 
 
 def _begin_worker() -> None:
-    """Ctrl-C at a terminal goes to all; the workers end what they are at and hear from their parent. A parent that was
-    killed says nothing, so they watch it."""
+    """Ctrl-C at a terminal, and what `timeout` sends, goes to a whole group of processes; the workers have one of their
+    own, end what they are at and hear from their parent. A parent that was killed says nothing, so they watch it."""
+    os.setpgrp()
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
