@@ -330,6 +330,7 @@ def _sigterm_interrupts() -> Iterator[None]:
         return
 
     def interrupt(_number: int, _frame: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # `timeout` sends it twice; the second must not cut off the end
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
