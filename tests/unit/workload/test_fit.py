@@ -6,7 +6,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
@@ -68,6 +68,7 @@ def bare_log(t_s: np.ndarray, inputs: np.ndarray, outputs: np.ndarray) -> Reques
     ratio=st.sampled_from([1.0, 3.0, 5.0]),
     seed=st.integers(0, 1000),
 )
+@example(cv=1.6, low_rps=2.0, ratio=1.0, seed=209)
 def test_rates_and_burstiness_of_a_made_load_are_found_again(
     cv: float, low_rps: float, ratio: float, seed: int
 ) -> None:
@@ -79,9 +80,11 @@ def test_rates_and_burstiness_of_a_made_load_are_found_again(
     found = fit(recorded(log)).arrivals
     assert found is not None
     assert found.cv == pytest.approx(cv, rel=0.12)
-    at_s = np.array([0.25, 1.75]) * half_s
+    # Over the inner part of each half: chance may make a short lull or burst a stretch of its own.
+    at_s = np.concatenate([np.linspace(0.1, 0.9, 200), np.linspace(1.1, 1.9, 200)]) * half_s
     edges = np.cumsum(found.lengths_s)
-    learnt = np.array(found.rates_rps)[np.minimum(np.searchsorted(edges, at_s, side="right"), len(edges) - 1)]
+    at = np.array(found.rates_rps)[np.minimum(np.searchsorted(edges, at_s, side="right"), len(edges) - 1)]
+    learnt = at.reshape(2, -1).mean(axis=1)
     assert learnt == pytest.approx(rates, rel=0.15 * max(1, cv))
     assert found.mean_rps == pytest.approx(np.mean(rates), rel=0.1 * max(1, cv))
 
