@@ -1,7 +1,6 @@
 """The page of a profile in a real browser: pictures are drawn, zoom and search work, nothing overflows or executes."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,7 +15,10 @@ from tests.support.browser import CHROMIUM, Browser  # noqa: E402
 from pinchpoint.profiles import analyse  # noqa: E402
 from pinchpoint.report.profile_html import write_profile_page  # noqa: E402
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+    pytest.mark.usefixtures("no_problems"),
+]
 
 DATA = ROOT / "tests" / "data" / "profiles"
 FLAME, TIME = "pinchpointProfile.flames[0]", "pinchpointProfile.times[0]"
@@ -34,21 +36,6 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("profile") / "bert.html"
     write_profile_page(analyse([DATA / "h100_bert-small.json.gz"]), path)
     return path
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with Browser() as browser:
-        yield browser
-
-
-@pytest.fixture(autouse=True)
-def no_problems(browser: Browser) -> Iterator[None]:
-    browser.problems.clear()
-    browser.requests.clear()
-    yield
-    assert browser.problems == []
-    assert [url for url in browser.requests if not url.startswith(("file:", "about:", "data:"))] == []
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

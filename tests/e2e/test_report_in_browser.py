@@ -1,7 +1,6 @@
 """The report in a real browser: charts are drawn, cursors and zoom are linked, nothing overflows, nothing executes."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,10 @@ from tests.support.runs import build_run, example_verdict, open_view  # noqa: E4
 
 from pinchpoint.report.html import write_html  # noqa: E402
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed")
+pytestmark = [
+    pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed"),
+    pytest.mark.usefixtures("no_problems"),
+]
 
 TIMELINE = "pinchpointCharts.timeline"
 INK = """[...document.querySelectorAll('.plot canvas')].map(canvas => {
@@ -33,21 +35,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "report.html"
     write_html(view, example_verdict(view), path)
     return path
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with Browser() as browser:
-        yield browser
-
-
-@pytest.fixture(autouse=True)
-def no_problems(browser: Browser) -> Iterator[None]:
-    browser.problems.clear()
-    browser.requests.clear()
-    yield
-    assert browser.problems == []
-    assert [url for url in browser.requests if not url.startswith(("file:", "about:", "data:"))] == []
 
 
 def centre(browser: Browser, chart: int) -> tuple[float, float, float]:
