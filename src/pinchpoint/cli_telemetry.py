@@ -119,7 +119,8 @@ def _look(
             own, note = listening_pids(address)
             pids |= set(own)
             notes += [note] if note is not None else []
-        if not address.prefix:
+        serves = not here or any(found.layer in ("engine", "gateway") for found in here)  # an exporter has no /health
+        if serves and not address.prefix:
             signatures = load_signatures()
             engine = next((signatures.named(name) for name in engines if name is not None), None)
             paths = engine.health_paths if engine is not None and engine.health_paths else signatures.health_paths[:2]

@@ -154,3 +154,9 @@ def test_the_key_reaches_the_page_and_no_output() -> None:
         assert all(f"Bearer {KEY}".encode() in request for request in server.requests)
     assert ran.returncode == 0
     assert KEY not in ran.stdout + ran.stderr
+
+
+def test_an_exporter_is_not_asked_for_the_health_of_a_service(lab: dict[str, Any]) -> None:
+    seen = told(lab["dcgm_url"].removesuffix("/metrics"), "--only-here", "--duration", "2.5s")
+    assert not any(row["source"] == "null-request" for row in seen["rows"])
+    assert not any(trouble["source"] == "null-request" for trouble in seen["troubles"])
